@@ -1,0 +1,39 @@
+"""The errors a caller can meet.
+
+::
+
+    SpendmeterError
+    ├── ParseError    a source is not what its format says
+    ├── PriceError    a price table is malformed
+    ├── LedgerError   the ledger cannot be opened, read or written
+    ├── ConfigError   a setting is missing, unknown or out of range
+    └── ExportError   an endpoint refused what was sent
+
+A message says where, what was seen, what was expected and what to do. It never holds text of a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+
+class SpendmeterError(Exception):
+    """Base of every error that spendmeter raises on purpose."""
+
+
+class ParseError(SpendmeterError):
+    """A source is not what its format says; names source, line and length, never the text."""
+
+
+class PriceError(SpendmeterError):
+    """A price table is malformed; names file, entry, value and expectation."""
+
+
+class LedgerError(SpendmeterError):
+    """The ledger cannot be opened, read or written; names its URL without a password."""
+
+
+class ConfigError(SpendmeterError):
+    """A setting is missing, unknown or out of range; names where it was set."""
+
+
+class ExportError(SpendmeterError):
+    """An OTLP endpoint could not take what was sent; the spool keeps it."""
