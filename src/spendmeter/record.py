@@ -119,7 +119,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A cumulative reading of a session. ``epoch`` and ``reading`` are "" where the source does not date it."""
+    """A cumulative reading of a session. ``epoch`` is "" where the source does not date it; ``reading`` names it."""
 
     cli: str
     session: str

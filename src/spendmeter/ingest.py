@@ -1,0 +1,288 @@
+"""The only composition: sources are read, parsed and committed to the ledger here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from spendmeter.config import load
+from spendmeter.errors import ParseError
+from spendmeter.ledger import Batch, Ledger, Process
+from spendmeter.parsers import CHUNK, Stream, claude_files
+from spendmeter.record import Claim, Finish, Observation, Skip, Tags, Usage
+
+if TYPE_CHECKING:
+    from spendmeter.runner.finished import FinishedRun
+
+FLUSH = 20_000  # observations per transaction
+HEAD = 4096
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Result:
+    """What an ingest did. ``sources`` were read, ``unchanged`` passed over, ``silent`` held nothing that we know."""
+
+    sources: int = 0
+    unchanged: int = 0
+    silent: list[str] = field(default_factory=list)
+    skips: dict[str, int] = field(default_factory=dict)
+    session_ids: set[int] = field(default_factory=set)
+    changed: int = 0
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions the sources told of."""
+        return len(self.session_ids)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "sources": self.sources, "unchanged": self.unchanged, "sessions": self.sessions, "sessions_changed": self.changed,
+            "without_usage": self.silent, "skips": self.skips,
+        }  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Observations of several sources that go into one transaction."""
+
+    ledger: Ledger
+    result: Result
+    observations: list[Observation] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    sources: list[tuple[str, str, str]] = field(default_factory=list)
+    seen_ms: int | None = None
+
+    def flush(self) -> None:
+        """Commits what has gathered."""
+        if not self.observations and not self.sources:
+            return
+        done = self.ledger.commit(Batch(self.observations, self.claims, sources=self.sources, seen_ms=self.seen_ms))
+        self.result.session_ids |= done.sessions
+        self.result.changed += len(done.changed)
+        for reason, n in done.skips.items():
+            self.result.skips[reason] = self.result.skips.get(reason, 0) + n
+        self.observations, self.claims, self.sources, self.seen_ms = [], [], [], None
+
+
+def ingest_paths(ledger: Ledger, paths: Sequence[str], *, cli: str | None = None, tags: Tags | None = None) -> Result:
+    """Reads files and folders of any known format, "-" for standard input, and commits them.
+
+    Args:
+        tags: whose usage it is; None leaves that open (a later word, or the session's own, may say).
+
+    Raises:
+        ParseError: a path does not exist or cannot be read; what was read before it stays committed.
+        LedgerError: the ledger cannot be written.
+    """
+    result = Result()
+    pending = _Pending(ledger, result)
+    try:
+        for path in paths:
+            if path == "-":
+                _take(pending, sys.stdin.buffer, "stdin", cli, tags, None)
+            else:
+                for file in _files(Path(path)):
+                    _take_file(pending, file, cli, tags)
+    finally:
+        pending.flush()
+    return result
+
+
+def ingest_handle(
+    ledger: Ledger, handle: BinaryIO, name: str, *, cli: str | None = None, tags: Tags | None = None, seen_ms: int | None = None
+) -> set[int]:
+    """Reads one open source to its end and commits it; the ids of the sessions that it told of."""
+    pending = _Pending(ledger, Result())
+    _take(pending, handle, name, cli, tags, seen_ms)
+    pending.flush()
+    return pending.result.session_ids
+
+
+def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), progress: Progress | None = None) -> Result:
+    """Finds and commits the session files of every known CLI that have changed since the last time.
+
+    Args:
+        home: look under this folder instead of the user's own.
+        clis: only these.
+    """
+    result = Result()
+    pending = _Pending(ledger, result)
+    files = [(name, f) for name, find in _HOMES.items() if not clis or name in clis for root in find(os.environ, home) for f in _TRANSCRIPTS[name](root)]
+    try:
+        for i, (name, file) in enumerate(files):
+            _take_file(pending, file, name, None)
+            if progress:
+                progress(i + 1, len(files))
+    finally:
+        pending.flush()
+    return result
+
+
+_HOMES: dict[str, Any] = {"claude": claude_files.homes}
+_TRANSCRIPTS: dict[str, Any] = {"claude": claude_files.transcripts}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise ParseError(f"{path}: no such file or folder; check the path")
+    if not path.is_dir():
+        yield path
+        return
+    for folder, names, files in os.walk(path):
+        names.sort()
+        for name in sorted(files):
+            file = Path(folder) / name
+            if file.is_file() and not _binary(file):
+                yield file
+
+
+def _binary(path: Path) -> bool:
+    try:
+        with path.open("rb") as handle:
+            return b"\0" in handle.read(HEAD)
+    except OSError:
+        return False  # reading it will say why
+
+
+def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None) -> None:
+    """Reads one file unless it is as it was when it was last read with the same tags."""
+    try:
+        with path.open("rb") as handle:
+            stat = os.fstat(handle.fileno())
+            name = str(path.resolve())
+            mark = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+            digest = repr((cli, tags))
+            if pending.ledger.source_digest(name) == (mark, digest):
+                pending.result.unchanged += 1
+                return
+            _take(pending, handle, path.name, cli, tags, stat.st_mtime_ns // 1_000_000, claude_files.session_of(path) or "")
+            pending.sources.append((name, mark, digest))
+    except OSError as e:
+        raise ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
+
+
+def _take(pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None, session: str = "") -> None:
+    stream = Stream(cli, name, session)
+    while data := handle.read(CHUNK):
+        stream.feed(data)
+    observations = stream.finish()
+    pending.result.sources += 1
+    if not any(not isinstance(o, Skip) for o in observations):
+        pending.result.silent.append(name)
+    pending.observations += observations
+    if seen_ms is not None:
+        pending.seen_ms = seen_ms if pending.seen_ms is None else min(seen_ms, pending.seen_ms)
+    if tags:
+        pending.claims += _claims(observations, stream, tags)
+    if len(pending.observations) > FLUSH:
+        pending.flush()
+
+
+def _claims(observations: Iterable[Observation], stream: Stream, tags: Tags) -> list[Claim]:
+    """The user's word on all that a source holds: its runs where results tell them, else its sessions up to their last row."""
+    out, told = [], set()
+    for o in observations:
+        if isinstance(o, Finish):
+            key = o.leader or o.run_key
+            told.add(o.session)
+            out.append(Claim(o.cli, o.session, f"run:{key}", tags, key))
+    word = f"tag:{tags.agent}/{tags.task}/{sorted(tags.attrs.items())}"
+    for cli, kind in sorted(stream.kinds):
+        for session, last in stream.ends(cli, kind).items():
+            if not (kind == "stdout" and session in told):
+                out.append(Claim(cli, session, word, tags, end_ms=last))
+    return out
+
+
+# -- the wrapper's runs ------------------------------------------------------------------------------------------------
+
+
+def commit_run(ledger_url: str | None, config: str | None, run: FinishedRun) -> str:
+    """Commits a wrapped run: what it printed, what its CLI wrote and what the wrapper saw, in one transaction.
+
+    Returns:
+        The run's key in the ledger. Committing the same run again changes nothing.
+
+    Raises:
+        LedgerError, ConfigError: nothing was committed.
+    """
+    ledger = _prepared.pop((ledger_url, config), None) or Ledger(load(config, ledger_url))
+    try:
+        batch, key = _run_batch(run)
+        ledger.commit(batch)
+    finally:
+        ledger.close()
+    return key
+
+
+def commit_finished(ledger: Ledger, run: FinishedRun) -> set[int]:
+    """As ``commit_run``, into an open ledger; the ids of the sessions that it touched."""
+    return set(ledger.commit(_run_batch(run)[0]).sessions)
+
+
+_prepared: dict[tuple[str | None, str | None], Ledger] = {}
+
+
+def prepare(ledger_url: str | None, config: str | None) -> None:
+    """Opens the ledger and warms the price table for a ``commit_run`` to come, while the child still runs.
+
+    Raises:
+        LedgerError, ConfigError: as ``commit_run`` will.
+    """
+    ledger = Ledger(load(config, ledger_url))
+    ledger.prices.price("claude-sonnet-4-5", Usage(tokens_in=1), None)
+    ledger.settle()
+    _prepared[ledger_url, config] = ledger
+
+
+def _run_batch(run: FinishedRun) -> tuple[Batch, str]:
+    observations = list(run.observations)
+    starts: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    for path, offset in run.files:
+        told, before, after = _read_from(path, run.cli, offset)
+        observations += told
+        starts |= {s: max(t, starts.get(s, t)) for s, t in before.items()}
+        ends |= {s: max(t, ends.get(s, t)) for s, t in after.items()}
+    cli = run.cli or next((o.cli for o in observations if not isinstance(o, Skip)), "unknown")
+    own_key = f"w:{run.run_id}"
+    results = {o.session: o.leader or o.run_key for o in reversed(observations) if isinstance(o, Finish)}
+    sessions = sorted(run.sessions, key=lambda s: (s not in results, s)) or [f"run:{run.run_id}"]
+    claims, processes = [], []
+    for i, session in enumerate(sessions):
+        key = results.get(session, own_key)
+        claims.append(Claim(cli, session, f"run:{key}", run.tags, key, starts.get(session), ends.get(session)))
+        if i == 0:  # the run itself belongs to its first session; others of the same process are parts of their own
+            own_key = key
+            processes.append(_process(cli, session, key, run))
+    return Batch(observations, claims, processes, settled=True, seen_ms=run.ended_ms), own_key
+
+
+def _process(cli: str, session: str, key: str, run: FinishedRun) -> Process:
+    return Process(
+        cli, session, key, run.run_id, run.exit_code, run.signal, run.started_ms, run.ended_ms, run.trace_id, run.span_id,
+        run.parent_span_id, run.repo, run.branch, run.commit, tuple(run.notes),
+    )  # fmt: skip
+
+
+def _read_from(path: Path, cli: str | None, offset: int) -> tuple[list[Observation], dict[str, int], dict[str, int]]:
+    """(observations, last times before *offset*, last times of all) of a session file; one that cannot be read is a skip."""
+    stream = Stream(cli, path.name, claude_files.session_of(path) or "")
+    try:
+        with path.open("rb") as handle:
+            left = offset
+            while left and (data := handle.read(min(left, CHUNK))):
+                stream.feed(data)
+                left -= len(data)
+            before = dict(stream.last_ms)
+            while data := handle.read(CHUNK):
+                stream.feed(data)
+    except OSError as e:
+        return [Skip(path.suffix or "file", f"unreadable ({e.strerror})")], {}, {}
+    return stream.finish(), before, stream.last_ms

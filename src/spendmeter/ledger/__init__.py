@@ -1,0 +1,199 @@
+"""The durable ledger: facts in, exact totals out. One class over SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select, text, update
+
+from spendmeter.config import Settings
+from spendmeter.ledger import derive, posting, schema as t
+from spendmeter.ledger.costing import Prices
+from spendmeter.ledger.engine import open_engine, translated
+from spendmeter.ledger.store import Store, dump, upsert
+from spendmeter.record import Claim, Observation, Skip
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the wrapper knows of a run that no CLI tells."""
+
+    cli: str
+    session: str
+    run_key: str
+    run_id: str
+    exit_code: int | None = None
+    signal: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    parent_span_id: str | None = None
+    repo: str | None = None
+    branch: str | None = None
+    commit: str | None = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one commit brings. ``settled``: all of its sessions' files were read and its tags are final."""
+
+    observations: Sequence[Observation]
+    claims: Sequence[Claim] = ()
+    processes: Sequence[Process] = ()
+    settled: bool = False
+    seen_ms: int | None = None  # dates usage that nothing else dates
+    sources: Sequence[tuple[str, str, str]] = ()  # (path, identity, digest) of files read to their end
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit touched: session ids, and those whose totals changed."""
+
+    sessions: frozenset[int] = frozenset()
+    changed: frozenset[int] = frozenset()
+    skips: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger:
+    """The ledger at ``settings.ledger``. Safe for any number of processes; every commit is one transaction.
+
+    Args:
+        settings: where it is and how counters behave.
+        prices: the table to price with; by default genai-prices and the override file, loaded on first use.
+
+    Raises:
+        LedgerError: it cannot be opened or brought to the current schema.
+    """
+
+    def __init__(self, settings: Settings, prices: Prices | None = None) -> None:
+        self.settings = settings
+        self._engine = open_engine(settings.ledger)
+        self._prices = prices
+
+    @property
+    def prices(self) -> Prices:
+        """The price table."""
+        if self._prices is None:
+            from spendmeter.prices import PriceTable
+
+            self._prices = PriceTable.load(self.settings.prices_file)
+        return self._prices
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes; database errors come out as LedgerError."""
+        with translated(self.settings.ledger), self._engine.begin() as conn:
+            yield conn
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that reads one state."""
+        with translated(self.settings.ledger), self._engine.connect().execution_options(reading=True) as conn, conn.begin():
+            yield conn
+
+    def commit(self, batch: Batch) -> Committed:
+        """Joins a batch into the ledger and brings totals and counters along, in one transaction.
+
+        Committing the same again changes nothing.
+        """
+        now = now_ms()
+        prices = self.prices
+        with self.write() as conn:
+            store = Store(conn, batch.seen_ms or now)
+            facts: Iterable[Observation | Claim] = [o for o in batch.observations if not isinstance(o, Skip)]
+            store.add([*facts, *batch.claims])
+            skipped = self._skip(conn, [o for o in batch.observations if isinstance(o, Skip)], now)
+            for process in batch.processes:
+                self._process(store, process)
+            store.flush()
+            for sid in store.with_file:
+                conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
+            touched = derive.affected(conn, store.grown) if store.grown else set()
+            changed = {sid for sid in sorted(touched) if self._derive(store, sid, prices, now, settled=batch.settled)}
+            upsert(conn, t.sources, [{"path": path, "identity": mark, "digest": digest} for path, mark, digest in batch.sources])
+            self._settle(conn, now)
+            return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
+
+    def _derive(self, store: Store, sid: int, prices: Prices, now: int, *, settled: bool) -> bool:
+        rows = derive.derive(store, sid, prices)
+        if not derive.replace(store.conn, sid, rows):
+            return False
+        head = store.conn.execute(select(t.sessions.c.settle_at_ms, t.sessions.c.has_file).where(t.sessions.c.id == sid)).one()
+        tagged = all((r["agent"], r["task"]) != ("unknown", "unknown") for r in rows[0])
+        due = now if settled or (head.has_file and tagged) else now + int(self.settings.settle_s * 1000)
+        due = due if head.settle_at_ms is None else min(due, head.settle_at_ms)
+        store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=due))
+        return True
+
+    def _process(self, store: Store, p: Process) -> None:
+        sid = store.session_id(p.cli, p.session)
+        names = [c.name for c in t.processes.columns if c.name not in ("session_id", "notes")]
+        upsert(store.conn, t.processes, [{"session_id": sid, "notes": dump(list(p.notes)), **{n: getattr(p, n) for n in names}}])
+        store.grown.add(sid)
+
+    def _skip(self, conn: Connection, skips: list[Skip], now: int) -> dict[str, int]:
+        """Files what could not be used, each place once."""
+        out: dict[str, int] = {}
+        for s in skips:
+            out[s.reason] = out.get(s.reason, 0) + 1
+            name = hashlib.sha256(f"{s.source}\0{s.line}\0{s.reason}".encode()).hexdigest()[:32]
+            kind = s.source.rpartition(".")[2] if "." in s.source else "stream"
+            upsert(conn, t.skips, [{"id": name, "source": posting.label(kind)[:16], "reason": s.reason, "at_ms": now}])
+        if skips:
+            posting.post(conn, posting.SKIPS, posting.skip_amounts(conn), now, self.settings)
+        return out
+
+    def settle(self, at_ms: int | None = None) -> None:
+        """Puts usage that has waited long enough into the counters."""
+        now = now_ms() if at_ms is None else at_ms
+        with self.read() as conn:
+            if not conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now).limit(1)).first():
+                return
+        with self.write() as conn:
+            self._settle(conn, now)
+
+    def _settle(self, conn: Connection, now: int) -> None:
+        for row in conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now)).all():
+            sid = int(row.id)
+            runs = [dict(r._mapping) for r in conn.execute(select(t.runs).where(t.runs.c.session_id == sid))]
+            entries = [dict(r._mapping) for r in conn.execute(select(t.entries).where(t.entries.c.session_id == sid))]
+            over = posting.slots(conn, {(r["agent"], r["task"]) for r in runs}, now, self.settings)
+            last = max(runs, key=lambda r: r["ended_ms"] or 0, default=None)
+            exemplar = dump({"trace_id": last["trace_id"], "task": posting.label(last["task"]), "at_ms": now}) if last else None
+            posting.post(conn, sid, posting.amounts(runs, entries, over), now, self.settings, exemplar)
+            posting.enqueue(conn, sid, runs, entries)
+            conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=None))
+
+    def source_digest(self, path: str) -> tuple[str, str] | None:
+        """(identity, digest) of a source when it was last read to its end."""
+        with self.read() as conn:
+            row = conn.execute(select(t.sources).where(t.sources.c.path == path)).first()
+            return (row.identity, row.digest) if row else None
+
+    def facts_about(self) -> dict[str, Any]:
+        """Instance id, start time and sizes of the ledger: ``{"ledger_id", "created_ms", "sessions", "calls", "unsettled", "bytes"}``."""
+        with self.read() as conn:
+            meta = {r.key: r.value for r in conn.execute(select(t.meta))}
+            one = conn.execute(
+                text("select (select count(*) from sessions), (select count(*) from calls), (select count(*) from sessions where settle_at_ms is not null)")
+            ).one()
+            size = None
+            if conn.dialect.name == "sqlite":
+                size = conn.exec_driver_sql("select page_count * page_size from pragma_page_count, pragma_page_size").scalar_one()
+        return {"ledger_id": meta["ledger_id"], "created_ms": int(meta["created_ms"]), "sessions": one[0], "calls": one[1], "unsettled": one[2], "bytes": size}

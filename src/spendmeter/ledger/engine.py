@@ -1,0 +1,129 @@
+"""Opens the database behind a ledger URL and brings its schema up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from spendmeter.errors import LedgerError
+from spendmeter.ledger.schema import HEAD
+
+BUSY_MS = 30_000  # how long a writer waits for another
+
+
+def safe(url: str) -> str:
+    """*url* without its password, for messages."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(not a URL)"
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for *url* with the current schema.
+
+    Raises:
+        LedgerError: not a URL, no driver, no permission, disk full, a newer schema; names the URL and what to do.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise LedgerError(f'ledger "{url[:64]}" is not a URL; write e.g. sqlite:///path/to/ledger.db or postgresql://host/name') from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    elif backend != "sqlite":
+        raise LedgerError(f'ledger "{backend}://..." is not supported; write sqlite:///... or postgresql://...')
+    with translated(url):
+        if backend == "sqlite" and parsed.database:
+            Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        engine = _engine(parsed)
+        _migrate(engine, url)
+    return engine
+
+
+def _engine(parsed: Any) -> Engine:
+    try:
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(parsed)
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
+    except (ModuleNotFoundError, NoSuchModuleError):
+        raise LedgerError("the PostgreSQL driver is missing; install spendmeter[postgres]") from None
+    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _sqlite_connect(dbapi: Any, _record: object) -> None:
+    dbapi.isolation_level = None  # we say BEGIN ourselves
+    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        with contextlib.suppress(Exception) if pragma.startswith("journal") else contextlib.nullcontext():
+            dbapi.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(conn: Connection) -> None:
+    """A writer takes its lock at once, so that what it read cannot have changed when it writes."""
+    conn.exec_driver_sql("BEGIN" if conn.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
+
+
+def _version(engine: Engine) -> str | None:
+    with engine.connect().execution_options(reading=True) as conn, contextlib.suppress(DBAPIError):
+        return str(conn.execute(text("select version_num from alembic_version")).scalar_one_or_none() or "") or None
+    return None
+
+
+def _migrate(engine: Engine, url: str) -> None:
+    found = _version(engine)
+    if found == HEAD:
+        return
+    if found is not None and found > HEAD:
+        raise LedgerError(f"ledger {safe(url)} has schema {found}, this spendmeter knows up to {HEAD}; update spendmeter on this host")
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as conn:  # one migrates, the others wait and then find it done
+        if conn.dialect.name == "postgresql":
+            conn.execute(text("select pg_advisory_xact_lock(7317310)"))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "head")
+        made = conn.execute(text("select count(*) from meta")).scalar_one()
+        if not made:
+            for key, value in (("ledger_id", secrets.token_hex(16)), ("created_ms", str(int(time.time() * 1000)))):
+                conn.execute(text("insert into meta (key, value) values (:k, :v)"), {"k": key, "v": value})
+
+
+@contextlib.contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turns what the database throws into a LedgerError that says what to do."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as e:
+        raise LedgerError(f"ledger {safe(url)}: {_why(e)}") from None
+
+
+def _why(e: Exception) -> str:
+    if isinstance(e, OSError):
+        return f"{e.strerror or type(e).__name__}; choose another place with --ledger or SPENDMETER_LEDGER"
+    said = str(getattr(e, "orig", None) or type(e).__name__).splitlines()[0][:200]
+    for mark, remedy in (
+        ("readonly", "make the file and its folder writable, or choose another place with --ledger"),
+        ("unable to open", "check that the folder exists and can be written, or choose another place with --ledger"),
+        ("disk is full", "free space on its disk; nothing of the ledger is lost"),
+        ("disk I/O", "check its disk; nothing of the ledger is lost"),
+        ("locked", f"another process held it for over {BUSY_MS // 1000} s; try again"),
+        ("not a database", "the file is something else; choose another place with --ledger"),
+        ("malformed", "the file is damaged; restore a backup, or move it away and sync again"),
+    ):
+        if mark in said:
+            return f"{said}; {remedy}"
+    return said

@@ -1,0 +1,140 @@
+"""The ledger's tables. Facts only grow; ``runs``, ``entries``, ``posted`` and ``series`` follow from them.
+
+Times are milliseconds UTC, money nano-USD. Migrations in ``migrations/versions`` make what is declared here (a test compares).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
+
+from spendmeter.record import Usage
+
+HEAD = "0001"
+META = MetaData()
+BIG = BigInteger()
+
+
+def _key(name: str, kind: type[Integer] | type[Text] | BigInteger = Text) -> Column[object]:
+    return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _usage() -> list[Column[int]]:
+    return [Column(name, BIG) for name in Usage._fields]
+
+
+meta = Table("meta", META, _key("key"), Column("value", Text, nullable=False))
+
+sessions = Table(
+    "sessions", META,
+    Column("id", Integer, primary_key=True),
+    Column("cli", Text, nullable=False), Column("session", Text, nullable=False),
+    Column("own_ms", BIG), Column("cwd", Text), Column("branch", Text), Column("version", Text),
+    Column("seen_ms", BIG, nullable=False),  # first observed: dates usage that nothing else dates
+    Column("has_file", Boolean, nullable=False, default=False),
+    Column("settle_at_ms", BIG),  # None = all of it is in the counters
+    Column("wants", Text),  # fingerprint of the run total that this session's first reading started from
+    UniqueConstraint("cli", "session"),
+    Index("ix_sessions_settle", "settle_at_ms"), Index("ix_sessions_wants", "wants"),
+)  # fmt: skip
+
+aliases = Table("aliases", META, _key("cli"), _key("alias"), Column("session", Text, nullable=False))
+
+calls = Table(
+    "calls", META,
+    _key("session_id", Integer), _key("call_id"), *_usage(),
+    Column("asked", Text), Column("answered", Text), Column("at_ms", BIG), Column("views", Text, nullable=False),
+    Column("role", Text, nullable=False), Column("subagent", Text), Column("traits", Text, nullable=False),
+    Index("ix_calls_call_id", "call_id"),
+)  # fmt: skip
+
+copies = Table("copies", META, _key("session_id", Integer), _key("call_id"), Index("ix_copies_call_id", "call_id"))
+
+levels = Table(
+    "levels", META,
+    _key("session_id", Integer), _key("epoch"), _key("reading"), _key("model"), *_usage(),
+    Column("epoch_ms", BIG), Column("start_ms", BIG), Column("read_ms", BIG), Column("guess", Boolean, nullable=False),
+)  # fmt: skip
+
+parts = Table(
+    "parts", META,
+    _key("session_id", Integer), _key("kind"), _key("part_id"), _key("model"), *_usage(),
+    Column("role", Text, nullable=False), Column("guess", Boolean, nullable=False),
+)  # fmt: skip
+
+bases = Table("bases", META, _key("session_id", Integer), _key("kind"), _key("source"), Column("by_model", Text))
+
+prompts = Table("prompts", META, _key("session_id", Integer), _key("at_ms", BIG))
+
+finishes = Table(
+    "finishes", META,
+    _key("session_id", Integer), _key("run_key"), Column("leader", Text), Column("outcome", Text, nullable=False),
+    Column("total", Text, nullable=False), Column("own", Text, nullable=False), Column("duration_ms", BIG), Column("ended_ms", BIG),
+    Column("fingerprint", Text), Index("ix_finishes_fingerprint", "fingerprint"),
+)  # fmt: skip
+
+claims = Table(
+    "claims", META,
+    _key("session_id", Integer), _key("claim_id"), Column("agent", Text, nullable=False), Column("task", Text, nullable=False),
+    Column("attrs", Text, nullable=False), Column("run_key", Text), Column("start_ms", BIG), Column("end_ms", BIG),
+)  # fmt: skip
+
+processes = Table(
+    "processes", META,
+    _key("session_id", Integer), _key("run_key"), Column("run_id", Text, nullable=False),
+    Column("exit_code", Integer), Column("signal", Integer), Column("started_ms", BIG), Column("ended_ms", BIG),
+    Column("trace_id", Text), Column("span_id", Text), Column("parent_span_id", Text),
+    Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
+)  # fmt: skip
+
+skips = Table(
+    "skips", META,
+    _key("id"), Column("source", Text, nullable=False), Column("reason", Text, nullable=False), Column("at_ms", BIG, nullable=False),
+)  # fmt: skip
+
+sources = Table("sources", META, _key("path"), Column("identity", Text, nullable=False), Column("digest", Text, nullable=False))
+
+runs = Table(
+    "runs", META,
+    _key("session_id", Integer), _key("run_key"), Column("cli", Text, nullable=False), Column("session", Text, nullable=False),
+    Column("agent", Text, nullable=False), Column("task", Text, nullable=False), Column("attrs", Text, nullable=False),
+    Column("outcome", Text, nullable=False), Column("implied", Boolean, nullable=False),
+    Column("started_ms", BIG), Column("ended_ms", BIG), Column("duration_ms", BIG), Column("exit_code", Integer), Column("signal", Integer),
+    Column("trace_id", Text, nullable=False), Column("span_id", Text, nullable=False), Column("parent_span_id", Text),
+    Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
+    Index("ix_runs_agent_task", "agent", "task"), Index("ix_runs_ended", "ended_ms"),
+)  # fmt: skip
+
+entries = Table(
+    "entries", META,
+    _key("session_id", Integer), _key("run_key"), _key("model"), _key("minute_ms", BIG),
+    *[c for c in _usage() if c.name != "cost_nusd"],
+    Column("reported_nusd", BIG), Column("estimated_nusd", BIG), Column("listed_nusd", BIG),
+    Column("unpriced_tokens", BIG, nullable=False), Column("calls", Integer),
+    Index("ix_entries_minute", "minute_ms"),
+)  # fmt: skip
+
+series = Table(
+    "series", META,
+    Column("id", Integer, primary_key=True), Column("family", Text, nullable=False), Column("labels", Text, nullable=False),
+    Column("target", BIG, nullable=False), Column("value", BIG, nullable=False), Column("held", BIG, nullable=False),
+    Column("shown_ms", BIG), Column("pushed_ms", BIG), Column("moved_ms", BIG, nullable=False), Column("exemplar", Text),
+    UniqueConstraint("family", "labels"),
+)  # fmt: skip
+
+posted = Table(
+    "posted", META,
+    _key("session_id", Integer), _key("series_id", Integer), Column("amount", BIG, nullable=False),
+    Index("ix_posted_series", "series_id"),
+)  # fmt: skip
+
+tasks = Table(
+    "tasks", META, _key("agent"), _key("task"), Column("overflow", Boolean, nullable=False), Column("used_ms", BIG, nullable=False),
+    Index("ix_tasks_used", "used_ms"),
+)  # fmt: skip
+
+spool = Table(
+    "spool", META,
+    Column("id", Integer, primary_key=True), Column("session_id", Integer, nullable=False), Column("run_key", Text, nullable=False),
+    Column("print", Text, nullable=False), Column("traced", Boolean, nullable=False), Column("logged", Boolean, nullable=False),
+    UniqueConstraint("session_id", "run_key"), Index("ix_spool_traced", "traced"), Index("ix_spool_logged", "logged"),
+)  # fmt: skip

@@ -1,0 +1,134 @@
+"""Finds JSON objects in a stream of bytes: one per line, in arrays, pretty-printed, after a log prefix, amid any text.
+
+Memory is bounded by ``MAX_LINE`` whatever the stream holds; text is never kept beyond the object it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+MAX_LINE = 64 << 20  # bytes; a longer line is cut, its last WINDOW bytes are still searched
+WINDOW = 4 << 20
+MAX_TRIES = 32  # places in one line where an object may begin, and attempts to close a pretty-printed one
+Row = dict[str, Any]
+_decode = json.JSONDecoder().raw_decode
+
+
+def _rows(value: object) -> Iterator[Row]:
+    if isinstance(value, dict):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, dict):
+                yield item
+
+
+class Scanner:
+    """Feed bytes, get ``(line, row)`` pairs; ``bad`` counts lines that looked like our JSON and were not.
+
+    Args:
+        marks: a line without any of these byte strings is passed over undecoded.
+    """
+
+    def __init__(self, marks: tuple[bytes, ...]) -> None:
+        self._marks = marks
+        self._tail = bytearray()
+        self._block: list[str] = []
+        self._block_size = 0
+        self._single = False
+        self._indent = 0
+        self._tries = 0
+        self.line = 0
+        self.bad: list[tuple[int, str, int]] = []  # line, reason, length
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, Row]]:
+        """Rows that *data* completes, in order."""
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            piece = data[start:end]
+            start = end + 1
+            if self._tail:
+                self._tail += piece
+                piece = bytes(self._tail)
+                self._tail.clear()
+            self.line += 1
+            yield from self._line(piece)
+        self._tail += data[start:]
+        if len(self._tail) > MAX_LINE:
+            self.bad.append((self.line + 1, "line too long", len(self._tail)))
+            del self._tail[:-WINDOW]
+
+    def finish(self) -> Iterator[tuple[int, Row]]:
+        """Rows of a last line that has no newline; a half-written one counts as bad."""
+        if self._tail:
+            self.line += 1
+            yield from self._line(bytes(self._tail), last=True)
+            self._tail.clear()
+
+    def _line(self, raw: bytes, *, last: bool = False) -> Iterator[tuple[int, Row]]:
+        marked = last or any(mark in raw for mark in self._marks)
+        if not marked and not self._block and not raw.rstrip().endswith((b"{", b"[")):
+            return
+        text = raw.decode("utf-8", "replace")
+        found, broken = self._objects(text) if marked else ([], False)
+        if broken and not self._block and text.lstrip().startswith("{") and not text.rstrip().endswith("{"):
+            self.bad.append((self.line, "cut short" if last else "not JSON", len(raw)))
+        for row in found:
+            yield self.line, row
+        if found and self._block and text.lstrip().startswith("{"):
+            self._single = True  # an array with one object a line: its objects were just told
+        if self._block or not found:
+            yield from self._grow(text)
+
+    @staticmethod
+    def _objects(text: str) -> tuple[list[Row], bool]:
+        """Complete objects of one line, wherever they begin, and whether the first that began was broken."""
+        rows: list[Row] = []
+        broken, end = False, 0
+        for tries in range(MAX_TRIES):
+            at = _opening(text, end)
+            if at < 0:
+                break
+            try:
+                value, end = _decode(text, at)
+            except (ValueError, RecursionError):
+                broken, end = broken or tries == 0, at + 1
+                continue
+            rows += _rows(value)
+        return rows, broken
+
+    def _grow(self, text: str) -> Iterator[tuple[int, Row]]:
+        """Collects a pretty-printed object line by line until it can be decoded."""
+        stripped = text.strip()
+        if not self._block:
+            if stripped.endswith(("{", "[")) and (at := _opening(text, 0)) >= 0:
+                self._indent = len(text) - len(text.lstrip())
+                self._block, self._block_size, self._tries, self._single = [text[at:]], len(text), 0, False
+            return
+        self._block.append(text)
+        self._block_size += len(text)
+        if stripped.startswith(("}", "]")) and len(text) - len(text.lstrip()) <= self._indent:
+            yield from self._close()
+        elif self._block_size > MAX_LINE:
+            self._block = []
+
+    def _close(self) -> Iterator[tuple[int, Row]]:
+        self._tries += 1
+        try:
+            value, _ = _decode("\n".join(self._block))
+        except (ValueError, RecursionError):
+            if self._tries >= MAX_TRIES:
+                self._block = []
+            return
+        self._block = []
+        if not self._single:
+            for row in _rows(value):
+                yield self.line, row
+
+
+def _opening(text: str, start: int) -> int:
+    """Where the next object or array of objects may begin, or -1."""
+    a, b = text.find("{", start), text.find("[", start)
+    return a if b < 0 else b if a < 0 else min(a, b)

@@ -1,0 +1,271 @@
+"""The rule: a session's totals as a pure function of its facts (docs/explanation/exactness.md).
+
+Every source gives lower bounds. Per cell (asked-for model) and field, the total is the largest of them; cells add up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.record import NOTHING, Level, Part, Usage, total
+
+ONE_ID_SPACE = frozenset({"claude", "opencode", "copilot"})  # their call ids are the same in every source
+POOL, UNKNOWN = "~pool", "unknown"
+FOREVER = 1 << 62
+Cells = dict[str, Usage]
+_SUFFIX = re.compile(r"\[1m\]$")
+
+
+def plain(model: str) -> str:
+    """The model's name without Claude's mark for long context."""
+    return _SUFFIX.sub("", model)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What other sessions know that matters here: copied calls, ancestors' dated readings, peers' run totals."""
+
+    copied: Mapping[str, CallFact] = field(default_factory=dict)
+    ancestor_levels: tuple[Level, ...] = ()
+    peer_totals: frozenset[Usage] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a session between two starts; ``epoch`` is "" where no reading closes it."""
+
+    start_ms: int
+    epoch: str
+
+
+class Rule:
+    """Evaluates one session. ``cells(until_ms)`` is monotone in time, so runs are differences of it."""
+
+    def __init__(self, facts: SessionFacts, foreign: Foreign | None = None) -> None:
+        self.facts, self.foreign = facts, foreign or Foreign()
+        self._name_cells()
+        self._starts: dict[tuple[str, str], int] = {}
+        for v in facts.levels.values():
+            if v.epoch:
+                start = v.start_ms if v.start_ms is not None else v.epoch_ms or 0
+                self._starts[v.epoch, v.reading] = min(start, self._starts.get((v.epoch, v.reading), start))
+        self.segments = self._cut()
+        self._bases = self._inherited()
+
+    # -- names -----------------------------------------------------------------------------------------------------
+    def _name_cells(self) -> None:
+        f = self.facts
+        told = {plain(m) for m in [v.model for v in f.levels.values()] + [p.model for p in f.parts.values()] if m}
+        asked = {plain(c.asked) for c in f.calls.values() if c.asked}
+        answered = {plain(c.answered) for c in f.calls.values() if c.answered}
+        self._told, self._loose = told, told - asked - answered
+        self._pooled: set[str] = set()
+        if any(self.cell_of(c) == POOL for c in f.calls.values()):
+            self._pooled = self._loose
+
+    def cell_of(self, call: CallFact) -> str:
+        """The cell of a call: the asked-for model; an answered name that no reading has may be any reading's."""
+        if call.asked:
+            return plain(call.asked)
+        name = plain(call.answered) if call.answered else UNKNOWN
+        return name if name in self._told or not self._told or not self._loose else POOL
+
+    def cell_named(self, model: str) -> str:
+        """The cell of a reading's model name."""
+        return POOL if plain(model) in self._pooled else plain(model)
+
+    # -- segments --------------------------------------------------------------------------------------------------
+    def _cut(self) -> list[Segment]:
+        """Readings with one start close one segment; the first prompt after a reading opens the next, read or not."""
+        closed = {Segment(start, epoch) for (epoch, _), start in self._starts.items()}
+        starts = {s.start_ms for s in closed}
+        prompts = sorted(self.facts.prompts)
+        for v in self.facts.levels.values():
+            if v.epoch and v.read_ms is not None:
+                after = next((p for p in prompts if p > v.read_ms), None)
+                if after is not None and after not in starts:
+                    starts.add(after)
+                    closed.add(Segment(after, ""))
+        return sorted(closed, key=lambda s: (s.start_ms, s.epoch))
+
+    def segment_at(self, at_ms: int | None) -> int | None:
+        """Index of the segment of a call: the last that starts no later; -1 before the first, None when undated."""
+        if at_ms is None or not self.segments:
+            return None
+        return max((i for i, s in enumerate(self.segments) if s.start_ms <= at_ms), default=-1)
+
+    # -- bases -----------------------------------------------------------------------------------------------------
+    def _inherited(self) -> dict[tuple[str | None, str], Usage]:
+        """(epoch or None, cell) -> what the readings held before the session's own first usage."""
+        out: dict[tuple[str | None, str], Usage] = defaultdict(lambda: NOTHING)
+        epochs = sorted((v.epoch_ms or 0, v.epoch) for v in self.facts.levels.values() if v.epoch)
+        for cid in self.facts.copies:
+            call = self.foreign.copied.get(cid)
+            if call is None:
+                continue
+            epoch = next((e for ms, e in reversed(epochs) if call.at_ms is not None and ms <= call.at_ms), None)
+            for key in {epoch, None}:
+                out[key, self.cell_of(call)] = out[key, self.cell_of(call)].plus(call.usage)
+        own_ms, names = self.facts.own_ms, {e for _, e in epochs}
+        for v in self.foreign.ancestor_levels:
+            if own_ms is not None and v.epoch in names and v.read_ms is not None and v.read_ms <= own_ms:
+                for key in (v.epoch, None):
+                    out[key, self.cell_named(v.model)] = out[key, self.cell_named(v.model)].join(v.usage)
+        for cell, used in self._restored().items():
+            out[None, cell] = out[None, cell].join(used)
+        for (kind, _), by_model in self.facts.bases.items():
+            if kind == "stated" and by_model is not None:
+                for model, used in by_model:
+                    out[None, plain(model)] = used
+        if not any(k[0] is None for k in out):
+            self._matched(out)
+        return out
+
+    def _restored(self) -> Cells:
+        """What every process of the session had restored at least, if each of them said so."""
+        words = [v for (kind, _), v in self.facts.bases.items() if kind == "restored"]
+        if not words or any(w is None for w in words):
+            return {}
+        maps: list[Cells] = []
+        for word in words:
+            cells: Cells = defaultdict(lambda: NOTHING)
+            for model, used in word or ():
+                cells[self.cell_named(model)] = cells[self.cell_named(model)].plus(used)
+            maps.append(cells)
+        shared = set(maps[0]).intersection(*maps[1:])
+        out: Cells = {}
+        for cell in shared:
+            low = maps[0][cell]
+            for m in maps[1:]:
+                low = low.meet(m[cell])
+            out[cell] = low
+        return out
+
+    def _matched(self, out: dict[tuple[str | None, str], Usage]) -> None:
+        """A fork seen on stdout alone: what it had restored is exactly another session's total at some run's end."""
+        if not self.stdout_only or not self.facts.finishes or len({self.cell_named(m) for m in self._told}) != 1:
+            return
+        first = min(self.facts.finishes.values(), key=lambda x: (x.total.tokens, x.run_key))
+        rest = tokens_only(first.total.minus(first.own))
+        for peer in sorted(p for p in self.foreign.peer_totals if tokens_only(p) == rest and rest.known):
+            out[None, self.cell_named(next(iter(self._told)))] = peer
+
+    @property
+    def stdout_only(self) -> bool:
+        """Whether nothing here comes from a file that the CLI wrote."""
+        return not any(v.epoch for v in self.facts.levels.values()) and all(c.views == {"stdout"} for c in self.facts.calls.values())
+
+    # -- totals ----------------------------------------------------------------------------------------------------
+    def cells(self, until_ms: int = FOREVER, paid: bool = False) -> Cells:
+        """Totals by cell of all facts dated up to *until_ms* (FOREVER: undated ones too).
+
+        With *paid*, only of facts that carry the CLI's own cost: what that cost covers.
+        """
+        whole = until_ms >= FOREVER
+
+        def has(used: Usage) -> bool:
+            return not paid or used.cost_nusd is not None
+
+        calls = [c for c in self.facts.calls.values() if has(c.usage) and (whole or (c.at_ms is not None and c.at_ms <= until_ms))]
+        levels = [v for v in self.facts.levels.values() if has(v.usage) and (whole or (v.read_ms is not None and v.read_ms <= until_ms))]
+        parts = [p for p in self.facts.parts.values() if has(p.usage)] if whole else []
+        names = {self.cell_of(c) for c in calls} | {self.cell_named(v.model) for v in levels if v.model}
+        names |= {self.cell_named(p.model) for p in parts if p.model}
+        out = {
+            n: self._cell(
+                n, [c for c in calls if self.cell_of(c) == n], [v for v in levels if v.model and self.cell_named(v.model) == n],
+                [p for p in parts if p.model and self.cell_named(p.model) == n],
+            )
+            for n in names
+        }  # fmt: skip
+        return self._unnamed(out, levels, parts)
+
+    def _unnamed(self, out: Cells, levels: list[Level], parts: list[Part]) -> Cells:
+        """Adds what views without a model saw beyond the cells' sum."""
+        top = NOTHING
+        for v in levels:
+            if not v.model:
+                top = top.join(v.usage)
+        base = self._bases[None, ""]
+        top = top.minus(base).join(total(p.usage for p in parts if not p.model))
+        extra = top.minus(total(out.values()))
+        if any(extra[:7]):
+            name = next(iter(out)) if len(out) == 1 else UNKNOWN
+            out[name] = out.get(name, NOTHING).plus(extra)
+        return out
+
+    def _cell(self, name: str, calls: list[CallFact], levels: list[Level], parts: list[Part]) -> Usage:
+        out = NOTHING
+        for role in ("main", "hidden"):
+            mine = [c for c in calls if c.role == role]
+            best = NOTHING
+            for view in self._call_views(mine):
+                best = best.join(total(c.usage for c in view))
+            if role == "main":
+                if any(v.epoch for v in levels) or self._starts:
+                    best = best.join(self._by_segment(name, mine, levels))
+                best = best.join(self._peak(v for v in levels if not v.epoch).minus(self._bases[None, name]))
+            for kind in {p.kind for p in parts if p.role == role}:
+                best = best.join(total(p.usage for p in parts if p.role == role and p.kind == kind))
+            out = out.plus(best)
+        for kind in {p.kind for p in parts if p.role == "any"}:
+            out = out.join(total(p.usage for p in parts if p.role == "any" and p.kind == kind))
+        return out
+
+    def _call_views(self, calls: list[CallFact]) -> list[list[CallFact]]:
+        if self.facts.cli in ONE_ID_SPACE:
+            return [calls]
+        return [[c for c in calls if view in c.views] for view in ("file", "otlp")]
+
+    def _by_segment(self, name: str, calls: list[CallFact], levels: list[Level]) -> Usage:
+        """Segments add up; in each, the larger of its calls and of what its reading rose by."""
+        seen: dict[int, Usage] = defaultdict(lambda: NOTHING)
+        for c in calls:
+            if c.views != {"stdout"} and (i := self.segment_at(c.at_ms)) is not None:
+                seen[i] = seen[i].plus(c.usage)
+        read: dict[Segment, list[Level]] = defaultdict(list)
+        for v in levels:
+            if v.epoch:
+                read[Segment(self._starts[v.epoch, v.reading], v.epoch)].append(v)
+        out, before = seen[-1], {}
+        for i, segment in enumerate(self.segments):
+            rise = NOTHING
+            if segment in read:
+                peak = self._peak(read[segment])
+                floor = before.get(segment.epoch, self._bases[segment.epoch, name])
+                rise, before[segment.epoch] = peak.minus(floor), floor.join(peak)
+            out = out.plus(seen[i].join(rise))
+        return out
+
+    @staticmethod
+    def _peak(levels: Iterable[Level]) -> Usage:
+        """The highest reading per exact model name, added over the names of a cell."""
+        peaks: Cells = defaultdict(lambda: NOTHING)
+        for v in levels:
+            peaks[v.model] = peaks[v.model].join(v.usage)
+        return total(peaks.values())
+
+    def base_of(self, cell: str) -> Usage:
+        """What undated readings of *cell* held before the session's own first usage."""
+        return self._bases[None, cell]
+
+    def shown(self, cell: str) -> str:
+        """The name to show: the model that answered, where there is one; else the one asked for."""
+        answered = {plain(c.answered) for c in self.facts.calls.values() if c.answered and self.cell_of(c) == cell}
+        if len(answered) == 1:
+            return next(iter(answered))
+        return UNKNOWN if cell == POOL else cell
+
+
+def tokens_only(used: Usage) -> Usage:
+    """The five token kinds alone, unknown as 0: for comparing totals."""
+    return Usage(*[x or 0 for x in used[:5]])
+
+
+def apply(cells: Cells, other: Cells, how: Callable[[Usage, Usage], Usage]) -> Cells:
+    """*how* per cell over the cells of both."""
+    return {k: how(cells.get(k, NOTHING), other.get(k, NOTHING)) for k in cells.keys() | other.keys()}

@@ -1,0 +1,249 @@
+"""Watches a run from a thread of its own and commits it when it has ended; nothing that fails here reaches the run."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from spendmeter.runner.glance import file_time_ns
+from spendmeter.runner.procs import belongs
+from spendmeter.runner.warm import Loader
+
+if TYPE_CHECKING:
+    from spendmeter.parsers import Stream
+    from spendmeter.parsers.claude_files import Watch
+    from spendmeter.record import Observation
+    from spendmeter.runner.args import Options
+    from spendmeter.runner.childenv import Trace
+    from spendmeter.runner.detect import Command
+    from spendmeter.runner.finished import FinishedRun
+    from spendmeter.runner.glance import Marks
+    from spendmeter.runner.spool import Pending
+
+BACKLOG_BYTES = 64 << 20  # unread output that is held while the heavy parts load; beyond it the child waits
+TICK_S = 0.1
+REFRESH_S = 2.0
+
+
+class Facts:
+    """What is known of the run when its child starts."""
+
+    def __init__(self, options: Options, command: Command, trace: Trace, run_id: str, cwd: str | None) -> None:
+        self.run_id, self.options, self.command, self.trace, self.cwd = run_id, options, command, trace, cwd
+        self.env: Mapping[str, str] = os.environ
+        self.start_ns = file_time_ns()
+        self.started_ms = time.time_ns() // 1_000_000
+        self.early: dict[str, Marks] = {}
+
+
+class Meter(threading.Thread):
+    """Takes the child's output by ``show``, its end by ``end``; ``finished`` and ``lines`` (for stderr) tell the rest."""
+
+    def __init__(self, facts: Facts, child_pid: int, wake: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.finished = False
+        self.lines: list[str] = []
+        self.taken = 0  # bytes of output read so far, and the end: progress
+        self._facts, self._child_pid, self._wake = facts, child_pid, wake
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._shown = 0
+        self._status = self._ended_ms = 0
+        self._notes: list[str] = []
+        self._stream: Stream | None = None
+        self._watches: list[Watch] = []
+        self._mark: Pending | None = None
+        self._told: set[str] = set()
+        self._refreshed_s = time.monotonic()
+        self._loader = Loader(facts.options.ledger, facts.options.config)
+        self._run: FinishedRun | None = None
+
+    def show(self, data: bytes) -> None:
+        """Takes a piece of output; waits only while more than BACKLOG_BYTES are unread."""
+        self._shown += len(data)
+        self._queue.put(data)
+        while self._shown - self.taken > BACKLOG_BYTES and not self.finished:
+            time.sleep(0.002)
+
+    def end(self, status: int) -> None:
+        """The child has ended with wait status *status*."""
+        self._status, self._ended_ms = status, time.time_ns() // 1_000_000
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """The thread: begin, follow, finish."""
+        try:
+            self._loader.start()
+            self._attempt("session files are not watched", self._begin)
+            self._attempt("the start of the run was not marked", self._write_mark)
+            self._attempt("standard output is not read", self._open_stream)
+            self._follow()
+            self._finish()
+        except BaseException as e:  # noqa: BLE001 - metering never breaks the run
+            self.lines.append(f"this run was not recorded: {describe(e)}; 'spendmeter sync' can still read its session files")
+        finally:
+            self.finished = True
+            self._wake()
+
+    def give_up(self) -> None:
+        """Called when the ledger takes too long: keeps the run for later."""
+        run = self._run
+        if run is None:
+            self.lines.append("this run was not recorded in time; the next spendmeter command finishes it")
+        else:
+            self._keep(run, "the ledger did not answer in time; is it locked or unreachable?")
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as e:  # noqa: BLE001 - a part that fails leaves the others working
+            self._notes.append(f"{what}: {describe(e)}")
+
+    def _begin(self) -> None:
+        from spendmeter.parsers import claude_files
+
+        facts = self._facts
+        if facts.command.cli not in (None, "claude"):
+            return
+        watches = [claude_files.Watch(h, facts.cwd, facts.start_ns, facts.early) for h in claude_files.homes(facts.env)]
+        for watch in watches:
+            watch.snapshot()
+        self._watches = watches
+
+    def _write_mark(self) -> None:
+        from spendmeter.runner import spool
+
+        self._mark = spool.create(self._folders(), self._facts.run_id, self._mark_data())
+
+    def _open_stream(self) -> None:
+        from spendmeter import parsers
+        from spendmeter.errors import ParseError
+
+        try:
+            self._stream = parsers.open_stream(self._facts.command.cli, "run")
+        except ParseError:  # a CLI that has no parser yet
+            self._stream = parsers.open_stream(None, "run")
+
+    def _follow(self) -> None:
+        """Reads the output until the end, and looks at the session files meanwhile."""
+        due_s = 0.0
+        while True:
+            try:
+                data = self._queue.get(timeout=TICK_S)
+            except queue.Empty:
+                data = b""
+            if data is None:
+                return
+            if data:
+                self._feed(data)
+            if (now_s := time.monotonic()) >= due_s:
+                self._attempt("session files are not watched", self._look)
+                due_s = now_s + TICK_S
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.feed(data)
+        except Exception as e:  # noqa: BLE001 - the session files may still tell all
+            self._stream = None
+            self._notes.append(f"standard output was not read to its end: {describe(e)}")
+        finally:
+            self.taken += len(data)
+
+    def _look(self) -> None:
+        known = self._sessions()
+        for watch in self._watches:
+            known |= watch.poll(self._is_ours)
+        if not known and self._facts.command.cli and time.monotonic() - self._refreshed_s > REFRESH_S:
+            for watch in self._watches:
+                watch.refresh()
+            self._refreshed_s = time.monotonic()
+        if known - self._told and self._mark is not None:
+            self._told = known
+            self._mark.update(self._mark_data())
+
+    def _is_ours(self, pid: int) -> bool:
+        return pid == self._child_pid or belongs(pid, self._facts.run_id)
+
+    def _sessions(self) -> set[str]:
+        named = {self._facts.command.session} if self._facts.command.session else set()
+        return named | (set(self._stream.sessions) if self._stream is not None else set())
+
+    def _finish(self) -> None:
+        self.taken += 1
+        observations: list[Observation] = []
+        if self._stream is not None:
+            try:
+                observations = self._stream.finish()
+            except Exception as e:  # noqa: BLE001 - the session files may still tell all
+                self._notes.append(f"standard output was not understood: {describe(e)}")
+        self._run = self._observed(observations)
+        self._commit(self._run)
+
+    def _observed(self, observations: list[Observation]) -> FinishedRun:
+        from spendmeter.runner.compose import compose
+
+        run = compose(self._facts, self._watches, [self._child_pid], self._sessions(), observations)
+        run.ended_ms = self._ended_ms
+        if os.WIFEXITED(self._status):
+            run.exit_code = os.WEXITSTATUS(self._status)
+        else:
+            run.signal = os.WTERMSIG(self._status)
+        run.notes[:0] = self._notes
+        self.lines += run.notes
+        return run
+
+    def _commit(self, run: FinishedRun) -> None:
+        self._loader.join()
+        if self._loader.error is not None:
+            self._keep(run, describe(self._loader.error))
+            return
+        try:
+            from spendmeter import ingest
+
+            ingest.commit_run(self._facts.options.ledger, self._facts.options.config, run)
+        except Exception as e:  # noqa: BLE001 - metering never breaks the run
+            self._keep(run, describe(e))
+        else:
+            if self._mark is not None:
+                self._mark.remove()
+
+    def _keep(self, run: FinishedRun, why: str) -> None:
+        from spendmeter.runner import spool
+
+        try:
+            path = spool.write_pending(self._folders(), run)
+        except OSError as e:
+            self.lines.append(f"this run was not recorded: {why}; nor could it be kept for later: {describe(e)}")
+        else:
+            if self._mark is not None and self._mark.path != path:
+                self._mark.remove()
+            self.lines.append(f"this run was not recorded yet: {why}; kept in {path} for the next spendmeter command")
+
+    def _folders(self) -> list[Any]:
+        from spendmeter.runner import recover
+
+        return recover.folders(self._facts.options.ledger, self._facts.options.config, self._facts.env)
+
+    def _mark_data(self) -> dict[str, Any]:
+        from spendmeter.runner.compose import mark
+
+        return mark(self._facts, self._watches, self._child_pid, self._sessions())
+
+
+def describe(error: BaseException) -> str:
+    """*error* in one line; the text of an error that is not ours may hold content, so then only class and place are named."""
+    from spendmeter.errors import SpendmeterError
+
+    name = type(error).__name__
+    if isinstance(error, SpendmeterError | ImportError):
+        return f"{name}: {' '.join(str(error).split())}"
+    if isinstance(error, OSError):
+        return f"{name}: {error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{name} in {trace.tb_frame.f_globals.get('__name__')}, line {trace.tb_lineno}" if trace else name

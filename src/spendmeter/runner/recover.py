@@ -1,0 +1,55 @@
+"""Takes in the runs whose wrapper was killed, or whose ledger could not be written at the time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from spendmeter import config as settings
+from spendmeter.errors import SpendmeterError
+from spendmeter.runner.compose import finish_mark
+from spendmeter.runner.procs import belongs
+from spendmeter.runner.spool import Pending, from_json, pending_runs, spool_dirs
+
+
+def folders(ledger: str | None, config: str | None, env: Mapping[str, str]) -> list[Path]:
+    """Spool folders of the ledger that *ledger*, *config* and *env* name; of the default one where the settings are wrong."""
+    try:
+        url = settings.load(config, ledger, env).ledger
+    except SpendmeterError:
+        url = ledger or env.get("SPENDMETER_LEDGER") or settings.default_ledger(env)
+    return spool_dirs(url, env)
+
+
+def recover(ledger: str | None = None, config: str | None = None) -> list[object]:
+    """Commits every pending run of the ledger; those whose child is still ending are left for the next time.
+
+    Raises:
+        SpendmeterError: the ledger cannot be written; what was not committed stays pending.
+    """
+    from spendmeter import ingest
+
+    done: list[object] = []
+    for folder in folders(ledger, config, os.environ):
+        for pending in pending_runs(folder):
+            if _is_running(pending):
+                pending.release()
+                continue
+            try:
+                run = from_json(pending.data) if pending.is_finished else finish_mark(pending.data)
+                done.append(ingest.commit_run(ledger, config, run))
+            except ValueError:
+                pending.path.rename(pending.path.with_suffix(".unreadable"))
+                pending.release()
+            except BaseException:
+                pending.release()
+                raise
+            else:
+                pending.remove()
+    return done
+
+
+def _is_running(pending: Pending) -> bool:
+    pid = pending.data.get("child_pid")
+    return not pending.is_finished and isinstance(pid, int) and belongs(pid, pending.data["run_id"])
