@@ -11,7 +11,7 @@ from pathlib import Path
 from spendmeter.parsers import read_file
 from spendmeter.reconcile.facts import Book, SessionFacts
 from spendmeter.reconcile.rule import Foreign, Rule
-from spendmeter.record import Observation, Usage, total
+from spendmeter.records import Observation, Usage, total
 
 ROOT = Path(__file__).parent / "fixtures" / "runs"
 FIELDS = ("tokens_in", "cache_read", "cache_write_5m", "cache_write_1h", "tokens_out")

@@ -11,7 +11,7 @@ from spendmeter.parsers import Stream
 from spendmeter.reconcile.facts import Book
 from spendmeter.reconcile.rule import FOREVER, Rule
 from spendmeter.reconcile.split import split
-from spendmeter.record import Claim, Finish, Observation, Tags, Usage, total
+from spendmeter.records import Claim, Finish, Observation, Tags, Usage, total
 from tests.runs import Chain, amounts, chains, kin, observe, world_total
 
 CHAINS = chains()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from spendmeter.errors import SpendmeterError
-from spendmeter.record import Tags, usd
+from spendmeter.records import Tags, usd
 
 POLL_S = 0.2
 

@@ -13,7 +13,7 @@ from spendmeter.config import load
 from spendmeter.errors import ParseError
 from spendmeter.ledger import Batch, Ledger, Process
 from spendmeter.parsers import CHUNK, Stream, claude_files
-from spendmeter.record import Claim, Finish, Observation, Skip, Tags, Usage
+from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 
 if TYPE_CHECKING:
     from spendmeter.runner.finished import FinishedRun

@@ -16,7 +16,7 @@ from spendmeter.ledger import derive, posting, schema as t
 from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import open_engine, translated
 from spendmeter.ledger.store import Store, dump, upsert
-from spendmeter.record import Claim, Observation, Skip
+from spendmeter.records import Claim, Observation, Skip
 
 
 def now_ms() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from spendmeter.record import usd_text
+from spendmeter.records import usd_text
 
 SUMS = (
     "tokens_in", "cache_read", "cache_write_5m", "cache_write_1h", "tokens_out", "reasoning", "web_searches",

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from spendmeter.reconcile.facts import CallFact
 from spendmeter.reconcile.split import Piece
-from spendmeter.record import NOTHING, Usage, total
+from spendmeter.records import NOTHING, Usage, total
 
 MINUTE_MS = 60_000
 

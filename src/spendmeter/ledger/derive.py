@@ -15,7 +15,7 @@ from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint
 from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
-from spendmeter.record import Level, Usage
+from spendmeter.records import Level, Usage
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # runs, entries
 

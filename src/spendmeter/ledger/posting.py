@@ -110,9 +110,10 @@ def _move(conn: Connection, series_id: int, by: int, now_ms: int, settings: Sett
     target = row.target + by
     values: dict[str, Any] = {"target": target, "value": max(row.value, target), "moved_ms": now_ms}
     if exemplar and by > 0:
-        values["exemplar"] = exemplar
+        values["exemplar"] = f'{exemplar[:-1]},"value":{by}}}'
     if row.family.startswith("spendmeter.task.") and row.moved_ms < now_ms - settings.task_ttl_s * 1000:
-        values |= {"held": row.value, "shown_ms": None, "pushed_ms": None}
+        seen = row.shown_ms is not None or row.pushed_ms is not None  # else nobody knows of its value yet
+        values |= {"held": row.value if seen else row.held, "shown_ms": None, "pushed_ms": None}
     conn.execute(update(t.series).where(t.series.c.id == series_id).values(**values))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-from spendmeter.record import Usage
+from spendmeter.records import Usage
 
 HEAD = "0001"
 META = MetaData()

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from spendmeter.ledger import schema as t
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
 from spendmeter.reconcile.rule import tokens_only
-from spendmeter.record import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Tags, Usage
+from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Tags, Usage
 
 FIELDS = Usage._fields
 

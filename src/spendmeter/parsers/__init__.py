@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 from spendmeter.errors import ParseError
 from spendmeter.parsers import claude
 from spendmeter.parsers.scan import Scanner
-from spendmeter.record import Observation, Skip
+from spendmeter.records import Observation, Skip
 
 PARSERS: tuple[ModuleType, ...] = (claude,)
 CHUNK = 1 << 20

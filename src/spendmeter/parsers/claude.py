@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from spendmeter.parsers.fields import count, mapping, text, when_ms
-from spendmeter.record import (
+from spendmeter.records import (
     NOTHING, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Usage, to_nusd,
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 from typing import NamedTuple
 
-from spendmeter.record import Usage
+from spendmeter.records import Usage
 
 INPUT = "input"
 OUTPUT = "output"

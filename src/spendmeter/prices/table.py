@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from spendmeter.prices import rates, rules
 from spendmeter.prices.override import Entry
 from spendmeter.prices.rates import Rates
-from spendmeter.record import Usage
+from spendmeter.records import Usage
 
 if TYPE_CHECKING:
     from spendmeter.prices.library import Found

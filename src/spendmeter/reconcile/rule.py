@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.record import NOTHING, Level, Part, Usage, total
+from spendmeter.records import NOTHING, Level, Part, Usage, total
 
 ONE_ID_SPACE = frozenset({"claude", "opencode", "copilot"})  # their call ids are the same in every source
 POOL, UNKNOWN = "~pool", "unknown"

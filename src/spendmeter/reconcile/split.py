@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.reconcile.rule import FOREVER, UNKNOWN, Cells, Foreign, Rule, apply
-from spendmeter.record import NOTHING, Claim, Finish, Level, Tags, Usage, total
+from spendmeter.records import NOTHING, Claim, Finish, Level, Tags, Usage, total
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
-from typing import NoReturn
 
 from spendmeter.runner.args import Options, UsageError, help_text, parse
 from spendmeter.runner.locate import CannotRunError, become, failure, locate
 from spendmeter.runner.say import say
+
+TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 BAD_USAGE = 2
 

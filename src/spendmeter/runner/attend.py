@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
-from time import monotonic
-from typing import NoReturn
+import time
 
-from spendmeter.runner import process, relay
+from spendmeter.runner import process
 from spendmeter.runner.args import Options
 from spendmeter.runner.childenv import Trace, child_env
 from spendmeter.runner.detect import Command
+from spendmeter.runner.facts import Facts
 from spendmeter.runner.glance import glance
-from spendmeter.runner.meter import Facts, Meter
-from spendmeter.runner.pump import Pump
+from spendmeter.runner.mask import Mask
 from spendmeter.runner.say import say
+
+TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts, the meter and its like as much
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from spendmeter.runner.meter import Meter
+    from spendmeter.runner.pump import Pump
+    from spendmeter.runner.relay import Relay
 
 SWITCH_S = 0.0005  # the copying thread waits no longer than this for one that imports
 STALL_S = 5.0  # how long the ledger may take, once the child has ended, without any progress
@@ -30,7 +36,7 @@ def attend(path: str, options: Options) -> NoReturn:
         OSError: there are no descriptors or processes left; nothing was started.
     """
     wake = process.pipe()
-    mask = relay.Mask()
+    mask = Mask()
     facts = _facts(options)
     env = child_env(os.environ, facts.run_id, facts.trace, options.agent, options.task)
     try:
@@ -38,6 +44,8 @@ def attend(path: str, options: Options) -> NoReturn:
     except OSError:
         mask.restore()
         raise
+    from spendmeter.runner.pump import Pump
+
     pump = Pump(child.out, wake[0])
     try:
         status = _follow(facts, child, mask, pump, wake[1])
@@ -62,12 +70,15 @@ def _glance(facts: Facts) -> None:
         facts.early = glance(facts.env, facts.cwd, facts.command.resumed)
 
 
-def _follow(facts: Facts, child: process.Child, mask: relay.Mask, pump: Pump, wake: int) -> int:
+def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: int) -> int:
     """Attends the child to its end and has the run recorded; its wait status."""
     guard = process.guard(child, facts.run_id)
+    from spendmeter.runner.meter import Meter
+    from spendmeter.runner.relay import Relay, nudge
+
     sys.setswitchinterval(SWITCH_S)
-    relayed = relay.Relay(child, facts.run_id, mask, wake)
-    meter = Meter(facts, child.pid, lambda: relay.nudge(wake))
+    relayed = Relay(child, facts.run_id, mask, wake)
+    meter = Meter(facts, child.pid, lambda: nudge(wake))
     relayed.start()
     meter.start()
     pump.wait(lambda: relayed.status is not None, meter.show)
@@ -79,8 +90,7 @@ def _follow(facts: Facts, child: process.Child, mask: relay.Mask, pump: Pump, wa
         meter.give_up()
     if lines := [*meter.lines, *([pump.problem] if pump.problem else [])]:
         say("; ".join(lines))
-    with suppress(OSError):
-        os.write(guard, b".")
+    process.dismiss(guard)
     return status
 
 
@@ -93,16 +103,19 @@ def _only_wait(pid: int, pump: Pump) -> int:
 
 
 def _leave(pump: Pump, status: int) -> NoReturn:
-    with suppress(BaseException):
+    from spendmeter.runner.relay import end_like
+
+    try:
         if pump.source is not None:
             process.leave_pump(pump.source)
-    relay.end_like(status)
+    finally:
+        end_like(status)
 
 
 class _Patience:
     """Until when the meter may go on after the child's end: STALL_S after its last progress, or HURRY_S after a signal."""
 
-    def __init__(self, meter: Meter, relayed: relay.Relay) -> None:
+    def __init__(self, meter: Meter, relayed: Relay) -> None:
         self._meter, self._relayed = meter, relayed
         self._taken = -1
         self._limit_s = self._hurry_s = float("inf")
@@ -110,7 +123,7 @@ class _Patience:
     def until_s(self) -> float:
         """The monotonic time, as things stand."""
         if self._relayed.hurried:
-            self._hurry_s = min(self._hurry_s, monotonic() + HURRY_S)
+            self._hurry_s = min(self._hurry_s, time.monotonic() + HURRY_S)
         if self._taken != self._meter.taken:
-            self._taken, self._limit_s = self._meter.taken, monotonic() + STALL_S
+            self._taken, self._limit_s = self._meter.taken, time.monotonic() + STALL_S
         return min(self._limit_s, self._hurry_s)

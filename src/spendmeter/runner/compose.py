@@ -14,7 +14,7 @@ from spendmeter.runner.repo import Repo, repo_of
 from spendmeter.runner.spool import RUNNING, tags_json
 
 if TYPE_CHECKING:
-    from spendmeter.runner.meter import Facts
+    from spendmeter.runner.facts import Facts
 
 
 def mark(facts: Facts, watches: Iterable[Watch], child_pid: int, sessions: Iterable[str]) -> dict[str, Any]:

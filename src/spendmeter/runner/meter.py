@@ -6,10 +6,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from spendmeter.runner.glance import file_time_ns
 from spendmeter.runner.procs import belongs
 from spendmeter.runner.warm import Loader
 
@@ -17,27 +16,13 @@ if TYPE_CHECKING:
     from spendmeter.parsers import Stream
     from spendmeter.parsers.claude_files import Watch
     from spendmeter.record import Observation
-    from spendmeter.runner.args import Options
-    from spendmeter.runner.childenv import Trace
-    from spendmeter.runner.detect import Command
+    from spendmeter.runner.facts import Facts
     from spendmeter.runner.finished import FinishedRun
-    from spendmeter.runner.glance import Marks
     from spendmeter.runner.spool import Pending
 
 BACKLOG_BYTES = 64 << 20  # unread output that is held while the heavy parts load; beyond it the child waits
 TICK_S = 0.1
 REFRESH_S = 2.0
-
-
-class Facts:
-    """What is known of the run when its child starts."""
-
-    def __init__(self, options: Options, command: Command, trace: Trace, run_id: str, cwd: str | None) -> None:
-        self.run_id, self.options, self.command, self.trace, self.cwd = run_id, options, command, trace, cwd
-        self.env: Mapping[str, str] = os.environ
-        self.start_ns = file_time_ns()
-        self.started_ms = time.time_ns() // 1_000_000
-        self.early: dict[str, Marks] = {}
 
 
 class Meter(threading.Thread):

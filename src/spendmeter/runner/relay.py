@@ -12,34 +12,12 @@ import sys
 import threading
 from typing import NoReturn
 
+from spendmeter.runner.mask import ENDING, OTHERS, Mask
 from spendmeter.runner.process import Child
 from spendmeter.runner.procs import members, send
 
-ENDING = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
-OTHERS = frozenset((signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGWINCH))
-JOB = frozenset((signal.SIGTSTP, signal.SIGCONT))
 STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 FROM_TERMINAL = frozenset((signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGWINCH))
-
-
-class Mask:
-    """Signals as the wrapper found them, and blocked for the relay from here on."""
-
-    def __init__(self) -> None:
-        self._child_ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-        if self._child_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else there would be no exit status
-        mine = {s for s in ENDING | OTHERS | JOB if signal.getsignal(s) is not signal.SIG_IGN}
-        self._found = signal.pthread_sigmask(signal.SIG_BLOCK, mine | {signal.SIGCHLD})
-        self.taken = (mine - self._found) | {signal.SIGCHLD}
-
-    def restore(self) -> None:
-        """Puts back mask and dispositions; Python itself had SIGPIPE and SIGXFSZ ignored."""
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        if self._child_ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._found)
 
 
 class Relay(threading.Thread):

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs the real parts that the tests run: Prometheus, Alertmanager and Chromium of the distribution, and builds the Collector.
+# Where there is no apt-get, or no right to use it, it says what to install; the tests then skip those parts by name (in CI they fail).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+missing=()
+command -v prometheus >/dev/null || missing+=(prometheus)
+command -v chromium >/dev/null || missing+=(chromium)
+if [ "${#missing[@]}" -gt 0 ]; then
+    sudo=""
+    [ "$(id -u)" -eq 0 ] || sudo="sudo -n"
+    if command -v apt-get >/dev/null && $sudo true 2>/dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        $sudo apt-get update -qq
+        # no service of the distribution is started by the install
+        $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        echo "parts: please install ${missing[*]}; tests that need them are skipped until then" >&2
+    fi
+fi
+if [ -n "${SPENDMETER_OTELCOL:-}" ]; then
+    exit 0
+elif command -v go >/dev/null; then
+    scripts/build_otelcol.sh >/dev/null
+else
+    echo "parts: please install Go to build the Collector; tests that need it are skipped until then" >&2
+fi

@@ -1,0 +1,244 @@
+"""The ledger: one transaction per commit, exact under parallel writers and kill -9, counters that never fall."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from spendmeter import ingest
+from spendmeter.config import Settings
+from spendmeter.errors import LedgerError
+from spendmeter.ledger import Batch, Ledger, schema as t
+from spendmeter.ledger.verify import verify
+from spendmeter.records import Call, Claim, Finish, Level, Moment, Tags, Usage
+from sqlalchemy import func, select
+from tests.runs import FIELDS, Chain, chains
+
+CHAINS = chains()
+IDS = [c.name for c in CHAINS]
+TAGS = Tags("dev", "T-1")
+
+
+def sums(ledger: Ledger) -> dict[str, int]:
+    with ledger.read() as conn:
+        row = conn.execute(select(*[func.sum(t.entries.c[f]) for f in FIELDS])).one()
+    return {f: v or 0 for f, v in zip(FIELDS, row, strict=True)}
+
+
+def counters(ledger: Ledger) -> dict[tuple[str, str], int]:
+    with ledger.read() as conn:
+        return {(r.family, r.labels): r.value for r in conn.execute(select(t.series))}
+
+
+def dump(ledger: Ledger) -> dict[str, list[tuple[object, ...]]]:
+    """All that follows from the facts, without what depends on when and in which order things came."""
+    out = {}
+    with ledger.read() as conn:
+        for table, names in ((t.runs, ["run_key", "agent", "task", "outcome", "duration_ms", "notes"]), (t.entries, ["run_key", "model", *FIELDS, "reported_nusd", "estimated_nusd"])):
+            out[table.name] = sorted((tuple(r) for r in conn.execute(select(*[table.c[n] for n in names]))), key=repr)
+    return out
+
+
+def within(chain: Chain, got: dict[str, int]) -> None:
+    low, high = chain.truth(least=True), chain.truth(least=False)
+    assert all(low[k] <= got[k] <= high[k] for k in got), (got, low, high)
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=IDS)
+def test_every_captured_run_is_exact_through_the_ledger(chain: Chain, ledger: Ledger) -> None:
+    """Stdout and transcripts ingested in turn, then again in another order: the truth, and verify is clean."""
+    paths = [str(p) for p in [*chain.stdouts(), *chain.transcripts()]]
+    for path in paths:
+        ingest.ingest_paths(ledger, [path], tags=TAGS)
+    within(chain, sums(ledger))
+    first, shown = dump(ledger), counters(ledger)
+    random.Random(1).shuffle(paths)
+    for path in paths:
+        ingest.ingest_paths(ledger, [path], tags=Tags("dev", "T-1", {}))
+    assert dump(ledger) == first
+    assert counters(ledger) == shown
+    assert verify(ledger) == []
+
+
+def test_order_of_sources_does_not_matter(tmp_path: Path) -> None:
+    """The resume chain ingested in eight random orders gives one and the same ledger."""
+    chain = next(c for c in CHAINS if "resume" in c.name)
+    paths = [str(p) for p in [*chain.stdouts(), *chain.transcripts()]]
+    found = []
+    for seed in range(8):
+        ledger = Ledger(Settings(f"sqlite:///{tmp_path / f'{seed}.db'}", settle_s=3600))
+        random.Random(seed).shuffle(paths)
+        for path in paths:
+            ingest.ingest_paths(ledger, [path], tags=TAGS)
+        found.append(dump(ledger))
+        assert verify(ledger) == []
+        ledger.close()
+    assert found == found[:1] * 8
+
+
+def test_copies_without_a_mark_count_once(ledger: Ledger) -> None:
+    """A fork whose copied rows name no owner (older versions) adds only its own calls, whichever file comes first."""
+
+    def calls(session: str, ids: list[str], start: int) -> list[Call | Moment]:
+        rows: list[Call | Moment] = [Moment("claude", session, "own", start)]
+        return rows + [Call("claude", f"r:{i}", session, Usage(tokens_in=10, tokens_out=1), "m", "m", start + n) for n, i in enumerate(ids)]
+
+    ledger.commit(Batch(calls("b", ["1", "2", "3"], 2000)))
+    ledger.commit(Batch(calls("a", ["1", "2"], 1000)))
+    assert sums(ledger)["tokens_in"] == 30
+    with ledger.read() as conn:
+        shares = dict(conn.execute(select(t.runs.c.session, func.sum(t.entries.c.tokens_in)).join(t.entries, t.entries.c.session_id == t.runs.c.session_id).group_by(t.runs.c.session)).all())  # type: ignore[arg-type]
+    assert shares == {"a": 20, "b": 10}
+    assert verify(ledger) == []
+
+
+def test_a_fall_becomes_a_debit(ledger: Ledger) -> None:
+    """When a session turns out to hold less than was counted, its counter stands still until usage has caught up."""
+    key = ("spendmeter.tokens_in", '["dev","claude","m"]')
+    level = Level("claude", "s", "m", Usage(tokens_in=100, tokens_out=1), reading="r1")
+    claim = Claim("claude", "s", "run:r1", TAGS, "r1")
+    finish = Finish("claude", "s", "r1", "r1", "ok", Usage(tokens_in=100, tokens_out=1), Usage(tokens_in=40, tokens_out=1))
+    ledger.commit(Batch([level, finish], [claim], settled=True))
+    assert counters(ledger)[key] == 100
+    parent = Finish("claude", "p", "r0", "r0", "ok", Usage(tokens_in=60), Usage(tokens_in=60))
+    ledger.commit(Batch([parent, Level("claude", "p", "m", Usage(tokens_in=60), reading="r0")], [Claim("claude", "p", "run:r0", TAGS, "r0")], settled=True))
+    assert sums(ledger)["tokens_in"] == 100  # 60 of the parent, 40 of the fork
+    assert counters(ledger)[key] == 100
+    more = Level("claude", "s", "m", Usage(tokens_in=130, tokens_out=2), reading="r2")
+    ledger.commit(Batch([more, Finish("claude", "s", "r2", "r2", "ok", Usage(tokens_in=130), Usage(tokens_in=30))], [Claim("claude", "s", "run:r2", TAGS, "r2")], settled=True))
+    assert sums(ledger)["tokens_in"] == counters(ledger)[key] == 130
+    assert verify(ledger) == []
+
+
+def test_usage_is_counted_once_it_is_settled(tmp_path: Path) -> None:
+    """Stdout alone is in reports at once and in the counters after ``settle`` seconds; with its files at once."""
+    chain = next(c for c in CHAINS if c.name.endswith("json-single"))
+    ledger = Ledger(Settings(f"sqlite:///{tmp_path / 'l.db'}", settle_s=60))
+    ingest.ingest_paths(ledger, [str(chain.stdouts()[0])], tags=TAGS)
+    within(chain, sums(ledger))
+    assert counters(ledger) == {}
+    ledger.settle(int(time.time() * 1000) + 61_000)
+    assert counters(ledger)["spendmeter.tokens_in", '["dev","claude","claude-sonnet-4-5-20250929"]'] == sums(ledger)["tokens_in"]
+    other = Ledger(Settings(f"sqlite:///{tmp_path / 'o.db'}", settle_s=60))
+    ingest.ingest_paths(other, [str(p) for p in [*chain.stdouts(), *chain.transcripts()]], tags=TAGS)
+    assert counters(other)
+    ledger.close()
+    other.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from spendmeter import ingest
+from spendmeter.config import Settings
+from spendmeter.ledger import Ledger
+from spendmeter.records import Tags
+ledger = Ledger(Settings(sys.argv[1], settle_s=0))
+for path in sys.argv[2:]:
+    ingest.ingest_paths(ledger, [path], tags=Tags("dev", "T-1"))
+    print(path, flush=True)
+"""
+
+
+def writer(url: str, paths: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", WRITER, url, *paths], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+
+
+def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+    """Four processes ingest the same runs at once, each in its own order: the truth once."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    picked = [c for c in CHAINS if "resume" in c.name or "subagent" in c.name]
+    paths = [str(p) for c in picked for p in [*c.stdouts(), *c.transcripts()]]
+    running = []
+    for seed in range(4):
+        random.Random(seed).shuffle(paths)
+        running.append(writer(url, list(paths)))
+    for p in running:
+        p.communicate(timeout=120)
+        assert p.returncode == 0
+    ledger = Ledger(Settings(url, settle_s=0))
+    got = sums(ledger)
+    assert got == {f: sum(c.truth(least=True)[f] for c in picked) for f in FIELDS}
+    assert verify(ledger) == []
+    ledger.close()
+
+
+@pytest.mark.parametrize("delay_ms", [0, 15, 40, 90, 160, 300])
+def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, delay_ms: int) -> None:
+    """A writer killed at any moment leaves whole commits; going on from there gives the truth."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    chain = next(c for c in CHAINS if "resume" in c.name)
+    paths = [str(p) for p in [*chain.stdouts(), *chain.transcripts()]]
+    victim = writer(url, paths)
+    assert victim.stdout is not None
+    victim.stdout.readline()
+    time.sleep(delay_ms / 1000)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    ledger = Ledger(Settings(url, settle_s=0))
+    assert verify(ledger) == []
+    ingest.ingest_paths(ledger, paths, tags=TAGS)
+    within(chain, sums(ledger))
+    assert verify(ledger) == []
+    ledger.close()
+
+
+def test_verify_says_what_differs(ledger: Ledger) -> None:
+    """A series, an entry and a run that were tampered with are each named."""
+    chain = next(c for c in CHAINS if c.name.endswith("json-single"))
+    ingest.ingest_paths(ledger, [str(p) for p in [*chain.stdouts(), *chain.transcripts()]], tags=TAGS)
+    with ledger.write() as conn:
+        conn.execute(t.series.update().where(t.series.c.family == "spendmeter.tokens_out").values(target=1, value=1))
+        conn.execute(t.entries.update().values(tokens_in=7))
+    found = {(d.what, d.where.split()[0]) for d in verify(ledger)}
+    assert ("series", "spendmeter.tokens_out") in found
+    assert ("entries", "claude") in found
+
+
+def test_migrations_make_the_declared_schema(ledger: Ledger) -> None:
+    """A new ledger's tables are those of schema.py."""
+    with ledger.read() as conn:
+        differences = [d for d in compare_metadata(MigrationContext.configure(conn), t.META) if "alembic_version" not in str(d)]
+        assert differences == []
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "is not a URL; write e.g. sqlite:///"),
+        ("mysql://h/d", 'ledger "mysql://..." is not supported'),
+        ("sqlite:////proc/nowhere/l.db", "choose another place with --ledger"),
+    ],
+)
+def test_a_bad_ledger_url_is_named_with_a_remedy(url: str, says: str) -> None:
+    """What is wrong with the ledger's address is said with a remedy."""
+    with pytest.raises(LedgerError, match=says):
+        Ledger(Settings(url))
+
+
+def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
+    """Another file in the ledger's place is left alone and named."""
+    path = tmp_path / "l.db"
+    path.write_bytes(b"these are my notes\n" * 100)
+    with pytest.raises(LedgerError, match="not a database; the file is something else"):
+        Ledger(Settings(f"sqlite:///{path}"))
+    assert path.read_bytes().startswith(b"these are my notes")
+
+
+def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
+    """A ledger that a newer spendmeter has migrated is refused, with what to do."""
+    settings = Settings(f"sqlite:///{tmp_path / 'l.db'}")
+    made = Ledger(settings)
+    with made.write() as conn:
+        conn.exec_driver_sql("update alembic_version set version_num = '9999'")
+    made.close()
+    with pytest.raises(LedgerError, match="schema 9999, this spendmeter knows up to .*; update spendmeter"):
+        Ledger(settings)
