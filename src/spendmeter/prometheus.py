@@ -20,7 +20,7 @@ from spendmeter import metrics as m
 from spendmeter.ledger import Ledger
 from spendmeter.ledger.exposition import Page, exposition
 from spendmeter.projections.prometheus import EXEMPLAR_MAX, created_samples
-from spendmeter.record import NANO
+from spendmeter.records import NANO
 
 
 class LedgerCollector(Collector):

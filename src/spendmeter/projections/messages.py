@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from spendmeter.errors import ConfigError
-from spendmeter.record import usd
+from spendmeter.records import usd
 
 _SCALES = ((1_000, "thousand"), (1_000_000, "million"), (1_000_000_000, "billion"))
 _CENT, _LEAST = Decimal("0.01"), Decimal("0.0001")

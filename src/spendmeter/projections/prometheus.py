@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from spendmeter import metrics as m
 from spendmeter.ledger.exposition import Histogram, Memo, Page, Row
-from spendmeter.record import NANO
+from spendmeter.records import NANO
 
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

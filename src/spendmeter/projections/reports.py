@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spendmeter.ledger.query import ATTR, Amounts, Report
 from spendmeter.projections.messages import Messages, messages
-from spendmeter.record import usd_text
+from spendmeter.records import usd_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -1,0 +1,46 @@
+"""The ``spendmeter`` command: one file per command, loaded when it is called, so that help is quick.
+
+To add a command: ``cli/<name>.py`` with a click command named ``command``, and one line in ``COMMANDS``.
+"""
+
+from __future__ import annotations
+
+import click
+
+from spendmeter import __version__
+from spendmeter.cli.app import App, LazyGroup, take_global
+
+COMMANDS = {
+    "Meter": {
+        "run": "Run a command, meter it, pass everything through.",
+        "ingest": "Read what a CLI printed or wrote into the ledger.",
+        "sync": "Find and read every known CLI's session files.",
+        "parse": "Print what a file tells, as JSON lines; no ledger is touched.",
+    },
+    "Look": {
+        "report": "Show usage and cost by agent, task, model, day, ...",
+        "summary": "Write the comment for a finished run or task.",
+        "prices": "Show what a model costs on a day.",
+    },
+    "Serve": {
+        "serve": "Run the daemon: /metrics, OTLP in, API, web page.",
+        "export": "Send metrics, spans and events by OTLP.",
+    },
+    "Check": {
+        "doctor": "Check the installation and say what to mend.",
+        "ledger": "Verify the ledger, or tell about it.",
+    },
+}
+
+
+@click.group(cls=LazyGroup, sections=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--ledger", metavar="URL", callback=take_global, expose_value=False, help="Ledger to use (SPENDMETER_LEDGER).")
+@click.option("--config", metavar="FILE", callback=take_global, expose_value=False, help="Settings file (SPENDMETER_CONFIG).")
+@click.version_option(__version__, prog_name="spendmeter", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Meter coding-agent CLIs: tokens and cost per agent and task, exactly.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage, 3 over budget; `run` returns the code of its command.
+    """
+    ctx.ensure_object(App)
