@@ -45,10 +45,13 @@ types: $(DEV) ## mypy --strict
 e2e: $(DEV) parts ## Only the end-to-end tests
 	$(PY) -m pytest -m e2e
 
+gen: $(DEV) ## Write the generated reference pages
+	$(PY) scripts/gen.py
+
 otelcol: ## Build the small OpenTelemetry Collector that the tests run
 	@scripts/build_otelcol.sh
 
 bench: $(DEV) ## Print the benchmark tables
 	@for b in benchmarks/*.py; do $(PY) $$b; done
 
-.PHONY: help run test check parts fmt lint types e2e otelcol bench
+.PHONY: help run test check parts fmt lint types e2e gen otelcol bench

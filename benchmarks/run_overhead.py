@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE = ROOT / "tests" / "fakecli" / "claude"
-CASES = Path(os.environ.get("SPENDMETER_FIXTURES", ROOT / "tests" / "fixtures")) / "claude"
+CASES = ROOT / "tests" / "fixtures" / "runs" / "claude"
 
 
 def main() -> None:
@@ -41,8 +41,6 @@ def _args() -> argparse.Namespace:
 
 def _measured(folder: Path, case: str, old: int, args: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Wall times of bare and wrapped runs, in seconds."""
-    if not (CASES / case).is_dir():
-        sys.exit(f"{CASES / case}: no such case; set SPENDMETER_FIXTURES to the folder that holds claude/")
     env = _env(folder, case, args.live)
     _fill(folder, old)
     wrapper = [sys.executable, "-m", "spendmeter", "--ledger", f"sqlite:///{folder}/ledger.db", "run", "--agent", "bench", "--"]

@@ -11,20 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 TESTS = Path(__file__).resolve().parent.parent
 SRC = TESTS.parent / "src"
 CLAUDE = str(TESTS / "fakecli" / "claude")
 INJECT = TESTS / "fakecli" / "inject"
-
-
-def fixtures() -> Path:
-    """Folder of the captured Claude Code runs."""
-    for root in (os.environ.get("SPENDMETER_FIXTURES"), TESTS / "fixtures", TESTS.parent.parent / "shared" / "fixtures"):
-        if root and (Path(root) / "claude" / "json-single").is_dir():
-            return Path(root) / "claude"
-    pytest.skip("no captured runs; set SPENDMETER_FIXTURES to the folder that holds claude/")
+CASES = TESTS / "fixtures" / "runs" / "claude"
 
 
 class Wrapper:

@@ -41,20 +41,18 @@ class App:
     @contextlib.contextmanager
     def ledger(self, *, needs_recovery: bool = False) -> Iterator[Ledger]:
         """The ledger, with the runs of dead wrappers finished; only where *needs_recovery* must that succeed."""
-        from spendmeter.ingest import recover
         from spendmeter.ledger import Ledger
+        from spendmeter.runner.recover import recover
 
         ledger = Ledger(self.settings)
-        try:
+        with contextlib.closing(ledger):
             try:
-                recover(ledger)
+                recover(self.flags["ledger"], self.flags["config"])
             except SpendmeterError as e:
                 if needs_recovery:
                     raise
                 say(f"unfinished runs could not be recorded: {e}")
             yield ledger
-        finally:
-            ledger.close()
 
 
 pass_app = click.make_pass_decorator(App, ensure=True)
@@ -98,7 +96,7 @@ def bad(hint: str, read: Callable[[], T]) -> T:
         raise click.BadParameter(str(e), param_hint=hint) from None
 
 
-class TextType(click.ParamType):
+class TextType(click.ParamType[str]):
     """Any text, clean."""
 
     name = "text"
@@ -108,7 +106,7 @@ class TextType(click.ParamType):
         return text(value)
 
 
-class PairType(click.ParamType):
+class PairType(click.ParamType[tuple[str, str]]):
     """KEY=VALUE."""
 
     name = "key=value"
@@ -121,7 +119,7 @@ class PairType(click.ParamType):
         return key, told
 
 
-class CliType(click.ParamType):
+class CliType(click.ParamType[str]):
     """Name of a coding-agent CLI that can be read."""
 
     name = "cli"

@@ -1,0 +1,119 @@
+"""Real processes for end-to-end tests: the daemon and Prometheus, on ports of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def get(url: str, headers: Mapping[str, str] | None = None) -> str:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=10) as r:
+        return str(r.read().decode())
+
+
+def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
+    """Until *what* gives a true value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            if what():
+                return
+        time.sleep(0.1)
+    pytest.fail(f"not within {seconds} s: {why}")
+
+
+def part(name: str) -> str:
+    """The path of an installed program; missing, it fails in CI and skips by name elsewhere."""
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing: CI runs the real part")
+        pytest.skip(f"{name} is missing: make parts installs it")
+    return found
+
+
+class Daemon:
+    """``spendmeter serve`` that can be killed and started again."""
+
+    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+        self.env, self.log, self.port = dict(env), log, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "spendmeter", "serve", "--port", str(self.port)]
+            self._process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        wait_for(lambda: get(f"{self.url}/healthz"), 30, f"serve answers; see {self.log.read_text()[-500:]}")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=20)
+
+
+class Prometheus:
+    """Debian's Prometheus with one scrape target."""
+
+    def __init__(self, folder: Path, target: str, path: str = "/metrics") -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = folder / "prometheus.yml"
+        config.write_text(
+            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+            f"scrape_configs: [{{job_name: spendmeter, metrics_path: {path}, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        )
+        flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{self.port}"]
+        with (folder / "prometheus.log").open("wb") as log:
+            self._process = subprocess.Popen([part("prometheus"), *flags], stdout=log, stderr=log)
+        wait_for(lambda: get(f"{self.url}/-/ready"), 30, "Prometheus is ready")
+
+    def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """Instant query: labels (without job and instance) -> value."""
+        body = json.loads(get(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"))
+        assert body["status"] == "success"
+        return {_labels(r["metric"]): float(r["value"][1]) for r in body["data"]["result"]}
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+
+def _labels(metric: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, v) for k, v in metric.items() if k not in ("job", "instance", "__name__")))
+
+
+@contextlib.contextmanager
+def stopping(*things: Daemon | Prometheus) -> Iterator[None]:
+    """Stops everything at the end."""
+    try:
+        yield
+    finally:
+        for thing in things:
+            with contextlib.suppress(Exception):
+                thing.stop()
