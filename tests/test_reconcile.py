@@ -132,12 +132,12 @@ def test_a_part_of_the_sources_never_says_too_much(data: st.DataObject) -> None:
 
 
 def test_totals_never_fall_as_time_goes_on() -> None:
-    """``cells(until)`` rises with *until*: runs, being differences of it, are never negative."""
+    """``along`` rises from point to point: runs, being differences of it, are never negative."""
     chain = next(c for c in CHAINS if "resume" in c.name)
     book = book_of(observe(chain.transcripts()))
     for facts in book.sessions.values():
         rule, low = Rule(facts, kin(book, facts)), Usage()
-        for at in [*sorted(c.at_ms or 0 for c in facts.calls.values()), FOREVER]:
-            now = total(rule.cells(at).values())
+        points = [*sorted(c.at_ms or 0 for c in facts.calls.values()), FOREVER]
+        for now in map(total, (c.values() for c in rule.along(points))):
             assert now == now.join(low)
             low = now

@@ -65,7 +65,7 @@ def _lines(found: list[tuple[str, Rates]]) -> list[list[str]]:
     for name, rates in found:
         for band in rates.bands:
             shown = name if not band.above else f"{name} above {band.above:,} tokens"
-            out.append([shown, *[_usd(band.usd[k]) if k in band.usd else "-" for k in _HEADS], rates.source])
+            out.append([shown, *[_usd(round(band.usd[k], 6)) if k in band.usd else "-" for k in _HEADS], rates.source])
     return out
 
 
@@ -96,4 +96,4 @@ def _unknown(model: str, table: PriceTable) -> str:
     short = {n.rpartition("/")[2]: n for n in names}
     near = [n for n in short if model.lower() in n][:3] or get_close_matches(model.lower(), list(short), 3, 0.6)
     hint = f'; did you mean {" or ".join(near)}?' if near else ""
-    return f'no price for model "{model}"{hint} A price of your own goes into the override file, see docs/reference/prices.md'
+    return f'no price for model "{model}"{hint or ";"} a price of your own goes into the override file, see docs/reference/prices.md'

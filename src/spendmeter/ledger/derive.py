@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from spendmeter.ledger import costing, schema as t
-from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint
+from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
 from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
@@ -173,16 +173,23 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace(conn: Connection, sid: int, rows: Rows) -> bool:
-    """Puts *rows* in the place of the session's; whether anything differed."""
+    """Brings the session's stored rows to *rows*, touching only those that differ; whether any did."""
     changed = False
     for table, new in ((t.runs, rows[0]), (t.entries, rows[1])):
-        old = [dict(r._mapping) for r in conn.execute(select(table).where(table.c.session_id == sid))]
-        if not same(old, new):
-            changed = True
-            conn.execute(delete(table).where(table.c.session_id == sid))
-            if new:
-                conn.execute(insert(table), new)
+        keys = [c.name for c in table.primary_key]
+        old = {_key(r, keys): r for r in (dict(x._mapping) for x in conn.execute(select(table).where(table.c.session_id == sid)))}
+        wanted = {_key(r, keys): r for r in new}
+        gone = [dict(zip(keys, k, strict=True)) for k in old.keys() - wanted.keys()]
+        for where in gone:
+            conn.execute(delete(table).where(*[table.c[k] == v for k, v in where.items()]))
+        moved = [r for k, r in wanted.items() if old.get(k) != r]
+        upsert(conn, table, moved)
+        changed = changed or bool(gone or moved)
     return changed
+
+
+def _key(row: dict[str, Any], keys: list[str]) -> tuple[Any, ...]:
+    return tuple(row[k] for k in keys)
 
 
 def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:

@@ -143,8 +143,11 @@ def skip_amounts(conn: Connection) -> Amounts:
 def enqueue(conn: Connection, sid: int, runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
     """Puts each run whose content is new into the spool; what was already sent as it stands is not sent again."""
     known = {r.run_key: r.print for r in conn.execute(select(t.spool.c.run_key, t.spool.c.print).where(t.spool.c.session_id == sid))}
+    mine: dict[str, list[str]] = defaultdict(list)
+    for e in entries:
+        mine[e["run_key"]].append(repr(sorted(e.items())))
     for run in runs:
-        body = [run, sorted((e for e in entries if e["run_key"] == run["run_key"]), key=repr)]
+        body = [sorted(run.items()), sorted(mine[run["run_key"]])]
         mark = hashlib.sha256(repr(body).encode()).hexdigest()[:32]
         if known.get(run["run_key"]) == mark:
             continue

@@ -6,8 +6,9 @@ Every source gives lower bounds. Per cell (asked-for model) and field, the total
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
@@ -43,10 +44,11 @@ class Segment:
 
 
 class Rule:
-    """Evaluates one session. ``cells(until_ms)`` is monotone in time, so runs are differences of it."""
+    """Evaluates one session: ``cells`` is its total, ``along`` the same up to points in time; runs are differences of it."""
 
     def __init__(self, facts: SessionFacts, foreign: Foreign | None = None) -> None:
         self.facts, self.foreign = facts, foreign or Foreign()
+        self._prompts = sorted(facts.prompts)
         self._name_cells()
         self._starts: dict[tuple[str, str], int] = {}
         for v in facts.levels.values():
@@ -54,6 +56,7 @@ class Rule:
                 start = v.start_ms if v.start_ms is not None else v.epoch_ms or 0
                 self._starts[v.epoch, v.reading] = min(start, self._starts.get((v.epoch, v.reading), start))
         self.segments = self._cut()
+        self._edges = [s.start_ms for s in self.segments]
         self._bases = self._inherited()
 
     # -- names -----------------------------------------------------------------------------------------------------
@@ -83,10 +86,9 @@ class Rule:
         """Readings with one start close one segment; the first prompt after a reading opens the next, read or not."""
         closed = {Segment(start, epoch) for (epoch, _), start in self._starts.items()}
         starts = {s.start_ms for s in closed}
-        prompts = sorted(self.facts.prompts)
         for v in self.facts.levels.values():
             if v.epoch and v.read_ms is not None:
-                after = next((p for p in prompts if p > v.read_ms), None)
+                after = self.prompt_after(v.read_ms)
                 if after is not None and after not in starts:
                     starts.add(after)
                     closed.add(Segment(after, ""))
@@ -96,7 +98,12 @@ class Rule:
         """Index of the segment of a call: the last that starts no later; -1 before the first, None when undated."""
         if at_ms is None or not self.segments:
             return None
-        return max((i for i, s in enumerate(self.segments) if s.start_ms <= at_ms), default=-1)
+        return bisect_right(self._edges, at_ms) - 1
+
+    def prompt_after(self, at_ms: int) -> int | None:
+        """Time of the first prompt after *at_ms*."""
+        i = bisect_right(self._prompts, at_ms)
+        return self._prompts[i] if i < len(self._prompts) else None
 
     # -- bases -----------------------------------------------------------------------------------------------------
     def _inherited(self) -> dict[tuple[str | None, str], Usage]:
@@ -160,29 +167,94 @@ class Rule:
         return not any(v.epoch for v in self.facts.levels.values()) and all(c.views == {"stdout"} for c in self.facts.calls.values())
 
     # -- totals ----------------------------------------------------------------------------------------------------
-    def cells(self, until_ms: int = FOREVER, paid: bool = False) -> Cells:
-        """Totals by cell of all facts dated up to *until_ms* (FOREVER: undated ones too).
+    def cells(self, paid: bool = False) -> Cells:
+        """Totals by cell. With *paid*, only of facts that carry the CLI's own cost: what that cost covers."""
+        calls, levels, parts = self._facts(paid)
+        names = calls.keys() | levels.keys() | parts.keys()
+        out = {n: self._cell(n, calls[n], levels[n], parts[n]) for n in names if n}
+        return self._unnamed(out, levels[""], parts[""])
 
-        With *paid*, only of facts that carry the CLI's own cost: what that cost covers.
-        """
-        whole = until_ms >= FOREVER
+    def _facts(self, paid: bool) -> tuple[dict[str, list[CallFact]], dict[str, list[Level]], dict[str, list[Part]]]:
+        """Calls, readings and increments by cell ("" = of all models together)."""
+        calls: dict[str, list[CallFact]] = defaultdict(list)
+        levels: dict[str, list[Level]] = defaultdict(list)
+        parts: dict[str, list[Part]] = defaultdict(list)
+        for c in self.facts.calls.values():
+            if not paid or c.usage.cost_nusd is not None:
+                calls[self.cell_of(c)].append(c)
+        for v in self.facts.levels.values():
+            if not paid or v.usage.cost_nusd is not None:
+                levels[self.cell_named(v.model) if v.model else ""].append(v)
+        for p in self.facts.parts.values():
+            if not paid or p.usage.cost_nusd is not None:
+                parts[self.cell_named(p.model) if p.model else ""].append(p)
+        return calls, levels, parts
 
-        def has(used: Usage) -> bool:
-            return not paid or used.cost_nusd is not None
+    def along(self, points: Sequence[int], paid: bool = False) -> list[Cells]:
+        """Totals by cell of all facts dated up to each of *points* (ascending); they rise from point to point."""
+        calls, levels, _ = self._facts(paid)
+        out: list[Cells] = [{} for _ in points]
+        for name in (calls.keys() | levels.keys()) - {""}:
+            for cells, used in zip(out, self._cell_along(name, calls[name], levels[name], points), strict=True):
+                if any(x is not None for x in used):
+                    cells[name] = used
+        return out
 
-        calls = [c for c in self.facts.calls.values() if has(c.usage) and (whole or (c.at_ms is not None and c.at_ms <= until_ms))]
-        levels = [v for v in self.facts.levels.values() if has(v.usage) and (whole or (v.read_ms is not None and v.read_ms <= until_ms))]
-        parts = [p for p in self.facts.parts.values() if has(p.usage)] if whole else []
-        names = {self.cell_of(c) for c in calls} | {self.cell_named(v.model) for v in levels if v.model}
-        names |= {self.cell_named(p.model) for p in parts if p.model}
-        out = {
-            n: self._cell(
-                n, [c for c in calls if self.cell_of(c) == n], [v for v in levels if v.model and self.cell_named(v.model) == n],
-                [p for p in parts if p.model and self.cell_named(p.model) == n],
-            )
-            for n in names
-        }  # fmt: skip
-        return self._unnamed(out, levels, parts)
+    def _cell_along(self, name: str, calls: list[CallFact], levels: list[Level], points: Sequence[int]) -> list[Usage]:
+        dated = sorted((c for c in calls if c.at_ms is not None), key=lambda c: c.at_ms or 0)
+        views = [[(c.at_ms or 0, c.usage) for c in v] for role in ("main", "hidden") for v in self._call_views([c for c in dated if c.role == role])]
+        half = len(views) // 2
+        lines = [_running(v, points) for v in views]
+        lines.insert(half, self._segments_along(name, [c for c in dated if c.role == "main" and c.views != {"stdout"}], levels, points))
+        out = []
+        for i in range(len(points)):
+            main, hidden = NOTHING, NOTHING
+            for line in lines[: half + 1]:
+                main = main.join(line[i])
+            for line in lines[half + 1 :]:
+                hidden = hidden.join(line[i])
+            out.append(main.plus(hidden))
+        return out
+
+    def _segments_along(self, name: str, calls: list[CallFact], levels: list[Level], points: Sequence[int]) -> list[Usage]:
+        """As ``_by_segment``, at each of *points*: whole segments, and what is known of the last by then."""
+        if not self.segments:
+            return [NOTHING] * len(points)
+        before: dict[str, Usage] = {}
+        read = self._read(levels)
+        out, done, now, at, n = [], NOTHING, NOTHING, -1, 0
+        for point in points:
+            while True:
+                edge = self._edges[at + 1] if at + 1 < len(self._edges) else FOREVER
+                while n < len(calls) and (calls[n].at_ms or 0) <= min(point, edge - 1):
+                    now = now.plus(calls[n].usage)
+                    n += 1
+                if at + 1 >= len(self._edges) or point < edge:
+                    break
+                done = done.plus(now.join(self._rise(name, at, read, before, keep=True)))
+                now, at = NOTHING, at + 1
+            out.append(done.plus(now.join(self._rise(name, at, read, before, until_ms=point))))
+        return out
+
+    def _read(self, levels: list[Level]) -> dict[Segment, list[Level]]:
+        read: dict[Segment, list[Level]] = defaultdict(list)
+        for v in levels:
+            if v.epoch:
+                read[Segment(self._starts[v.epoch, v.reading], v.epoch)].append(v)
+        return read
+
+    def _rise(
+        self, name: str, i: int, read: Mapping[Segment, list[Level]], before: dict[str, Usage], *, until_ms: int = FOREVER, keep: bool = False
+    ) -> Usage:
+        """What the readings of segment *i* rose by over those before them; *keep* lets the next one start from there."""
+        if i < 0 or self.segments[i] not in read:
+            return NOTHING
+        segment = self.segments[i]
+        peak = self._peak(v for v in read[segment] if until_ms >= FOREVER or (v.read_ms is not None and v.read_ms <= until_ms))
+        floor = before.get(segment.epoch, self._bases[segment.epoch, name])
+        if keep:
+            before[segment.epoch] = floor.join(peak)
+        return peak.minus(floor)
 
     def _unnamed(self, out: Cells, levels: list[Level], parts: list[Part]) -> Cells:
         """Adds what views without a model saw beyond the cells' sum."""
@@ -227,18 +299,10 @@ class Rule:
         for c in calls:
             if c.views != {"stdout"} and (i := self.segment_at(c.at_ms)) is not None:
                 seen[i] = seen[i].plus(c.usage)
-        read: dict[Segment, list[Level]] = defaultdict(list)
-        for v in levels:
-            if v.epoch:
-                read[Segment(self._starts[v.epoch, v.reading], v.epoch)].append(v)
-        out, before = seen[-1], {}
-        for i, segment in enumerate(self.segments):
-            rise = NOTHING
-            if segment in read:
-                peak = self._peak(read[segment])
-                floor = before.get(segment.epoch, self._bases[segment.epoch, name])
-                rise, before[segment.epoch] = peak.minus(floor), floor.join(peak)
-            out = out.plus(seen[i].join(rise))
+        before: dict[str, Usage] = {}
+        read, out = self._read(levels), seen[-1]
+        for i in range(len(self.segments)):
+            out = out.plus(seen[i].join(self._rise(name, i, read, before, keep=True)))
         return out
 
     @staticmethod
@@ -253,12 +317,24 @@ class Rule:
         """What undated readings of *cell* held before the session's own first usage."""
         return self._bases[None, cell]
 
-    def shown(self, cell: str) -> str:
-        """The name to show: the model that answered, where there is one; else the one asked for."""
-        answered = {plain(c.answered) for c in self.facts.calls.values() if c.answered and self.cell_of(c) == cell}
-        if len(answered) == 1:
-            return next(iter(answered))
-        return UNKNOWN if cell == POOL else cell
+    def shown(self) -> dict[str, str]:
+        """Cell -> the name to show: the model that answered, where there is one; else the one asked for."""
+        answered: dict[str, set[str]] = defaultdict(set)
+        for c in self.facts.calls.values():
+            if c.answered:
+                answered[self.cell_of(c)].add(plain(c.answered))
+        return {cell: next(iter(names)) for cell, names in answered.items() if len(names) == 1}
+
+
+def _running(dated: list[tuple[int, Usage]], points: Sequence[int]) -> list[Usage]:
+    """Sum of all of *dated* up to each of *points*; both ascend."""
+    out, now, n = [], NOTHING, 0
+    for point in points:
+        while n < len(dated) and dated[n][0] <= point:
+            now = now.plus(dated[n][1])
+            n += 1
+        out.append(now)
+    return out
 
 
 def tokens_only(used: Usage) -> Usage:

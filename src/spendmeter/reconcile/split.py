@@ -6,11 +6,13 @@ printed results are known it is the readings themselves.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.rule import FOREVER, UNKNOWN, Cells, Foreign, Rule, apply
+from spendmeter.reconcile.rule import FOREVER, POOL, UNKNOWN, Cells, Foreign, Rule, apply
 from spendmeter.records import NOTHING, Claim, Finish, Level, Tags, Usage, total
 
 
@@ -72,7 +74,8 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     whole = _Cut(rule.cells(), rule.cells(paid=True))
     dated = any(c.at_ms is not None and c.views != {"stdout"} for c in facts.calls.values()) or bool(rule.segments)
     shares = _by_time(rule, runs, whole) if dated else _by_level(rule, runs, whole)
-    slices = [_slice(rule, run, cells, paid, after, until) for run, cells, paid, after, until in shares]
+    made = _Pieces(rule)
+    slices = [made.slice(*share) for share in shares]
     return [replace(s, unknown=_unknown(rule, share[0], s, first=i == 0)) for i, (s, share) in enumerate(zip(slices, shares, strict=True))]
 
 
@@ -156,16 +159,13 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
             points.add(_snap(rule, claim.end_ms))
     points.discard(-1)
     line = sorted(points)
-    owners: dict[str, _Run] = {r.key: r for r in runs}
+    owner = _owners(rule, runs)
+    known: dict[str, _Run] = {r.key: r for r in runs}
     cuts: list[tuple[_Run, _Cut]] = []
-    before = -1
-    windows = []
-    for point in line:
-        run = _owner(rule, runs, before, point) or _implied(rule, before)
-        run = owners.setdefault(run.key, run)
-        cuts.append((run, whole if point == FOREVER else _Cut(rule.cells(point), rule.cells(point, paid=True))))
-        windows.append((before, point))
-        before = point
+    windows = list(zip([-1, *line], line, strict=False))
+    for (before, point), cells, paid in zip(windows, rule.along(line), rule.along(line, paid=True), strict=True):
+        run = owner(before, point) or _implied(rule, before)
+        cuts.append((known.setdefault(run.key, run), whole if point == FOREVER else _Cut(cells, paid)))
     shares = _differences(cuts, whole, lambda i: windows[i])
     told = {s[0].key for s in shares}
     return _merged(shares) + [(r, {}, {}, -1, -1) for r in runs if r.key not in told]
@@ -173,18 +173,20 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
 
 def _date(rule: Rule, runs: list[_Run]) -> None:
     """Gives each run its end and start on the line, by equal readings, by its own times, else by order."""
-    ends = _segment_ends(rule)
-    taken: set[int] = set()
+    ends, taken = _segment_ends(rule), set()
+    readings = _Readings(rule)
     for run in sorted(runs, key=lambda r: (-r.own.tokens, r.key)):
         if run.end_ms is None:
-            run.end_ms = _equal_reading(rule, run, taken)
+            run.end_ms = readings.equal(run, taken)
         if run.end_ms is None and run.ended_ms is not None:
             run.end_ms = run.ended_ms
         if run.end_ms is not None:
             taken.add(_snap(rule, run.end_ms))
-    for run in sorted((r for r in runs if r.end_ms is None), key=lambda r: (r.level.tokens, r.key)):
-        for end in ends:
-            if end not in taken and total(rule.cells(end).values()).tokens >= run.level.tokens:
+    left = sorted((r for r in runs if r.end_ms is None), key=lambda r: (r.level.tokens, r.key))
+    sums = [total(c.values()).tokens for c in rule.along(ends)] if left else []
+    for run in left:
+        for end, used in zip(ends, sums, strict=True):
+            if end not in taken and used >= run.level.tokens:
                 run.end_ms = end
                 taken.add(end)
                 break
@@ -196,17 +198,29 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
             run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else -1
 
 
-def _equal_reading(rule: Rule, run: _Run, taken: set[int]) -> int | None:
-    """Time of the dated reading that shows just what the run's last result shows."""
-    printed = {v.model: v.usage[:5] for v in rule.facts.levels.values() if run.readings and v.reading == run.readings[-1]}
-    written: dict[tuple[str, str], dict[str, tuple[int | None, ...]]] = {}
-    times: dict[tuple[str, str], int] = {}
-    for v in rule.facts.levels.values():
-        if v.epoch and v.read_ms is not None:
-            written.setdefault((v.epoch, v.reading), {})[v.model] = v.usage[:5]
-            times[v.epoch, v.reading] = v.read_ms
-    equal = sorted(times[k] for k, models in written.items() if models == printed and printed)
-    return next((t for t in equal if _snap(rule, t) not in taken), None)
+class _Readings:
+    """The dated readings by what they show."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._printed: dict[str, dict[str, tuple[int | None, ...]]] = {}
+        written: dict[tuple[str, str], dict[str, tuple[int | None, ...]]] = {}
+        times: dict[tuple[str, str], int] = {}
+        for v in rule.facts.levels.values():
+            if not v.epoch:
+                self._printed.setdefault(v.reading, {})[v.model] = v.usage[:5]
+            elif v.read_ms is not None:
+                written.setdefault((v.epoch, v.reading), {})[v.model] = v.usage[:5]
+                times[v.epoch, v.reading] = v.read_ms
+        self._times: dict[object, list[int]] = {}
+        for key, models in written.items():
+            self._times.setdefault(tuple(sorted(models.items(), key=str)), []).append(times[key])
+
+    def equal(self, run: _Run, taken: set[int]) -> int | None:
+        """Time of the first dated reading, not yet taken, that shows just what the run's last result shows."""
+        shown = self._printed.get(run.readings[-1]) if run.readings else None
+        found = self._times.get(tuple(sorted(shown.items(), key=str)), []) if shown else []
+        return next((t for t in sorted(found) if _snap(self._rule, t) not in taken), None)
 
 
 def _segment_ends(rule: Rule) -> list[int]:
@@ -216,13 +230,20 @@ def _segment_ends(rule: Rule) -> list[int]:
 
 def _snap(rule: Rule, at_ms: int) -> int:
     """*at_ms* moved to just before the next prompt: rows may be stamped a little after a run's last event."""
-    return min((p - 1 for p in rule.facts.prompts if p > at_ms), default=FOREVER)
+    after = rule.prompt_after(at_ms)
+    return FOREVER if after is None else after - 1
 
 
-def _owner(rule: Rule, runs: list[_Run], after: int, until: int) -> _Run | None:
-    """The run that ends first of those that cover the stretch."""
-    covering = [r for r in runs if r.end_ms is not None and _snap(rule, r.end_ms) >= until and r.start_ms < until and r.start_ms <= after]
-    return min(covering, key=lambda r: (r.end_ms or 0, -r.own.tokens, r.key), default=None)
+def _owners(rule: Rule, runs: list[_Run]) -> Callable[[int, int], _Run | None]:
+    """A look-up: the run that ends first of those that cover a stretch."""
+    ordered = sorted((_snap(rule, r.end_ms), r.end_ms, -r.own.tokens, r.key, r) for r in runs if r.end_ms is not None)
+    ends = [x[0] for x in ordered]
+
+    def owner(after: int, until: int) -> _Run | None:
+        later = (x[-1] for x in islice(ordered, bisect_left(ends, until), None))
+        return next((r for r in later if r.start_ms < until and r.start_ms <= after), None)
+
+    return owner
 
 
 def _implied(rule: Rule, after: int) -> _Run:
@@ -262,25 +283,38 @@ def _merged(shares: Iterable[Share]) -> list[Share]:
     return list(out.values())
 
 
-def _slice(rule: Rule, run: _Run, cells: Cells, paid: Cells, after: int, until: int) -> RunSlice:
-    facts = rule.facts
-    calls = [c for c in facts.calls.values() if _within(c, after, until)]
-    pieces = tuple(
-        Piece(
-            rule.shown(name), name, used, paid.get(name, NOTHING), tuple(c for c in calls if rule.cell_of(c) == name), _guessed(rule, name)
+class _Pieces:
+    """Makes slices; what all of them need is worked out once."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule, self._shown = rule, rule.shown()
+        self._calls = sorted((c for c in rule.facts.calls.values() if c.at_ms is not None), key=lambda c: (c.at_ms or 0, c.call_id))
+        self._times = [c.at_ms or 0 for c in self._calls]
+        self._undated = [c for c in rule.facts.calls.values() if c.at_ms is None]
+        f = rule.facts
+        self._guessed = {rule.cell_named(x.model) for x in (*f.levels.values(), *f.parts.values()) if x.model and x.guess}
+
+    def slice(self, run: _Run, cells: Cells, paid: Cells, after: int, until: int) -> RunSlice:
+        """The run with its pieces, tags and dates."""
+        calls = self._calls[bisect_right(self._times, after) : bisect_right(self._times, until)] + (
+            self._undated if until >= FOREVER and after < 0 else []
         )
-        for name, used in sorted(cells.items())
-        if used.known or any(rule.cell_of(c) == name for c in calls)
-    )
-    tags = run.claim.tags if run.claim else Tags()
-    if tags == Tags() and (claim := _tag_claim(facts, until, rule)):
-        tags = claim.tags
-    ended = run.ended_ms if run.ended_ms is not None else max((c.at_ms for c in calls if c.at_ms is not None), default=None)
-    return RunSlice(run.key, tags, run.outcome, run.implied, ended, run.duration_ms, pieces)
+        by_cell: dict[str, list[CallFact]] = {}
+        for c in calls:
+            by_cell.setdefault(self._rule.cell_of(c), []).append(c)
+        pieces = tuple(
+            Piece(self._name(n), n, used, paid.get(n, NOTHING), tuple(by_cell.get(n, ())), n in self._guessed)
+            for n, used in sorted(cells.items())
+            if used.known or n in by_cell
+        )
+        tags = run.claim.tags if run.claim else Tags()
+        if tags == Tags() and (claim := _tag_claim(self._rule.facts, until, self._rule)):
+            tags = claim.tags
+        ended = run.ended_ms if run.ended_ms is not None else max((c.at_ms for c in calls if c.at_ms is not None), default=None)
+        return RunSlice(run.key, tags, run.outcome, run.implied, ended, run.duration_ms, pieces)
 
-
-def _within(c: CallFact, after: int, until: int) -> bool:
-    return until >= FOREVER and after < 0 if c.at_ms is None else after < c.at_ms <= until
+    def _name(self, cell: str) -> str:
+        return self._shown.get(cell, UNKNOWN if cell == POOL else cell)
 
 
 def _tag_claim(facts: SessionFacts, until: int, rule: Rule) -> Claim | None:
@@ -289,8 +323,3 @@ def _tag_claim(facts: SessionFacts, until: int, rule: Rule) -> Claim | None:
     covering = [c for c in words if c.end_ms is None or _snap(rule, c.end_ms) >= until]
     return min(covering, key=lambda c: (FOREVER if c.end_ms is None else c.end_ms, c.claim_id), default=None)
 
-
-def _guessed(rule: Rule, name: str) -> bool:
-    return any(v.guess for v in rule.facts.levels.values() if v.model and rule.cell_named(v.model) == name) or any(
-        p.guess for p in rule.facts.parts.values() if p.model and rule.cell_named(p.model) == name
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spendmeter.parsers.claude_files import Watch
-from spendmeter.record import Observation, Tags
+from spendmeter.records import Observation, Tags
 from spendmeter.runner.finished import FinishedRun
 from spendmeter.runner.repo import Repo, repo_of
 from spendmeter.runner.spool import RUNNING, tags_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spendmeter.record import Observation, Tags
+from spendmeter.records import Observation, Tags
 
 
 @dataclass

@@ -15,7 +15,7 @@ from spendmeter.runner.warm import Loader
 if TYPE_CHECKING:
     from spendmeter.parsers import Stream
     from spendmeter.parsers.claude_files import Watch
-    from spendmeter.record import Observation
+    from spendmeter.records import Observation
     from spendmeter.runner.facts import Facts
     from spendmeter.runner.finished import FinishedRun
     from spendmeter.runner.spool import Pending

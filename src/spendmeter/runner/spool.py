@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spendmeter.config import data_dir
-from spendmeter.record import Alias, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Tags
+from spendmeter.records import Alias, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Tags
 from spendmeter.runner.finished import FinishedRun
 
 RUNNING, FINISHED = "running", "finished"

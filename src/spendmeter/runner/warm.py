@@ -22,25 +22,11 @@ class Loader(threading.Thread):
         """The thread."""
         gc.disable()
         try:
-            import spendmeter.ingest  # noqa: F401
+            from spendmeter import ingest
         except Exception as e:  # noqa: BLE001 - told when the run is kept for later
             self.error = e
         else:
             with suppress(Exception):
-                _touch(self._ledger, self._config)
+                ingest.prepare(self._ledger, self._config)
         gc.freeze()  # what is loaded stays, so no collection need look at it
         gc.enable()
-
-
-def _touch(ledger_url: str | None, config: str | None) -> None:
-    from spendmeter.config import load
-    from spendmeter.ledger import Ledger
-    from spendmeter.record import Usage
-
-    ledger = Ledger(load(config, ledger_url))
-    try:
-        ledger.prices.price("claude-sonnet-4-5", Usage(1, 1, 1, 1, 1), 1_700_000_000_000)
-        with ledger.read():
-            pass
-    finally:
-        ledger.close()

@@ -1,6 +1,6 @@
-"""Puts a fake ``spendmeter.ingest`` into the wrapper's own process (and no heavy ledger): PYTHONPATH leads here in tests.
+"""Puts a fake ``spendmeter.ingest`` into the wrapper's own process: PYTHONPATH leads here in tests.
 
-FAKE_INGEST_OUT: folder that gets one JSON file per committed run. FAKE_INGEST: "" | import | locked | crash | hang | slow.
+FAKE_INGEST_OUT: folder that gets one JSON file per committed run. FAKE_INGEST: "" | import | locked | crash | hang (while it prepares) | slow.
 """
 
 import importlib.abc
@@ -13,8 +13,6 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == "spendmeter.ingest":
             return importlib.util.spec_from_file_location(name, os.path.join(os.path.dirname(__file__), "fake_ingest.py"))
-        if name == "spendmeter.ledger":
-            raise ModuleNotFoundError("no ledger in this test", name=name)
         return None
 
 
