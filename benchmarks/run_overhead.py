@@ -67,7 +67,7 @@ def _fill(folder: Path, old: int) -> None:
 
 def _timed(argv: list[str], env: dict[str, str], cwd: Path) -> float:
     began = time.perf_counter()
-    done = subprocess.run(argv, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
+    done = subprocess.run(argv, env=env, cwd=cwd, capture_output=True, check=True)
     took = time.perf_counter() - began
     if done.stderr:
         print(done.stderr.decode(), file=sys.stderr)

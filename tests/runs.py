@@ -79,5 +79,3 @@ def world_total(book: Book) -> Usage:
 
 def amounts(used: Usage) -> dict[str, int]:
     return {name: getattr(used, name) or 0 for name in FIELDS}
-
-

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import func, select
+
 from spendmeter import ingest
 from spendmeter.config import Settings
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Batch, Ledger, schema as t
+from spendmeter.ledger import Batch, Ledger
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.verify import verify
 from spendmeter.records import Call, Claim, Finish, Level, Moment, Tags, Usage
-from sqlalchemy import func, select
 from tests.runs import FIELDS, Chain, chains
 
 CHAINS = chains()
@@ -42,7 +44,10 @@ def dump(ledger: Ledger) -> dict[str, list[tuple[object, ...]]]:
     """All that follows from the facts, without what depends on when and in which order things came."""
     out = {}
     with ledger.read() as conn:
-        for table, names in ((t.runs, ["run_key", "agent", "task", "outcome", "duration_ms", "notes"]), (t.entries, ["run_key", "model", *FIELDS, "reported_nusd", "estimated_nusd"])):
+        for table, names in (
+            (t.runs, ["run_key", "agent", "task", "outcome", "duration_ms", "notes"]),
+            (t.entries, ["run_key", "model", *FIELDS, "reported_nusd", "estimated_nusd"]),
+        ):
             out[table.name] = sorted((tuple(r) for r in conn.execute(select(*[table.c[n] for n in names]))), key=repr)
     return out
 
@@ -95,7 +100,13 @@ def test_copies_without_a_mark_count_once(ledger: Ledger) -> None:
     ledger.commit(Batch(calls("a", ["1", "2"], 1000)))
     assert sums(ledger)["tokens_in"] == 30
     with ledger.read() as conn:
-        shares = dict(conn.execute(select(t.runs.c.session, func.sum(t.entries.c.tokens_in)).join(t.entries, t.entries.c.session_id == t.runs.c.session_id).group_by(t.runs.c.session)).all())  # type: ignore[arg-type]
+        shares = dict(
+            conn.execute(
+                select(t.runs.c.session, func.sum(t.entries.c.tokens_in))
+                .join(t.entries, t.entries.c.session_id == t.runs.c.session_id)
+                .group_by(t.runs.c.session)
+            ).all()
+        )  # type: ignore[arg-type]
     assert shares == {"a": 20, "b": 10}
     assert verify(ledger) == []
 
@@ -109,11 +120,23 @@ def test_a_fall_becomes_a_debit(ledger: Ledger) -> None:
     ledger.commit(Batch([level, finish], [claim], settled=True))
     assert counters(ledger)[key] == 100
     parent = Finish("claude", "p", "r0", "r0", "ok", Usage(tokens_in=60), Usage(tokens_in=60))
-    ledger.commit(Batch([parent, Level("claude", "p", "m", Usage(tokens_in=60), reading="r0")], [Claim("claude", "p", "run:r0", TAGS, "r0")], settled=True))
+    ledger.commit(
+        Batch(
+            [parent, Level("claude", "p", "m", Usage(tokens_in=60), reading="r0")],
+            [Claim("claude", "p", "run:r0", TAGS, "r0")],
+            settled=True,
+        )
+    )
     assert sums(ledger)["tokens_in"] == 100  # 60 of the parent, 40 of the fork
     assert counters(ledger)[key] == 100
     more = Level("claude", "s", "m", Usage(tokens_in=130, tokens_out=2), reading="r2")
-    ledger.commit(Batch([more, Finish("claude", "s", "r2", "r2", "ok", Usage(tokens_in=130), Usage(tokens_in=30))], [Claim("claude", "s", "run:r2", TAGS, "r2")], settled=True))
+    ledger.commit(
+        Batch(
+            [more, Finish("claude", "s", "r2", "r2", "ok", Usage(tokens_in=130), Usage(tokens_in=30))],
+            [Claim("claude", "s", "run:r2", TAGS, "r2")],
+            settled=True,
+        )
+    )
     assert sums(ledger)["tokens_in"] == counters(ledger)[key] == 130
     assert verify(ledger) == []
 
@@ -149,7 +172,9 @@ for path in sys.argv[2:]:
 
 
 def writer(url: str, paths: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, url, *paths], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, url, *paths], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
+    )
 
 
 def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -240,5 +265,5 @@ def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     with made.write() as conn:
         conn.exec_driver_sql("update alembic_version set version_num = '9999'")
     made.close()
-    with pytest.raises(LedgerError, match="schema 9999, this spendmeter knows up to .*; update spendmeter"):
+    with pytest.raises(LedgerError, match=r"schema 9999, this spendmeter knows up to .*; update spendmeter"):
         Ledger(settings)

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from spendmeter.errors import ParseError
 from spendmeter.parsers import Stream, names, open_stream, read, read_file
 from spendmeter.records import Call, Finish, Level, Observation, Skip
@@ -80,17 +82,31 @@ def test_a_log_of_many_runs_holds_them_all() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\n", "{", "[", "}" * 100, '{"type":"result"', "[" * 200_000, '{"a":' * 100_000, '{"type":"result",' * 50_000, '"\\ud800', "null", "[1,2,3]",
-     '{"type":"result","session_id":5,"modelUsage":{}}', '{"type":"result","session_id":"s","modelUsage":[]}',
-     '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":-1,"outputTokens":1}}}',
-     '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":1e400,"outputTokens":1}}}',
-     '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":"12","outputTokens":1}}}',
-     '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":' + "9" * 5000 + ',"outputTokens":1}}}',
-     '{"type":"assistant","sessionId":"s","message":{"usage":{"input_tokens":true}}}',
-     '{"type":"assistant","sessionId":"s","message":{"id":"m","usage":7}}',
-     '{"type":"assistant","sessionId":"s","requestId":"r","timestamp":"yesterday","message":{"id":"m","usage":{"input_tokens":1}}}'],
+    [
+        "",
+        "\n",
+        "{",
+        "[",
+        "}" * 100,
+        '{"type":"result"',
+        "[" * 200_000,
+        '{"a":' * 100_000,
+        '{"type":"result",' * 50_000,
+        '"\\ud800',
+        "null",
+        "[1,2,3]",
+        '{"type":"result","session_id":5,"modelUsage":{}}',
+        '{"type":"result","session_id":"s","modelUsage":[]}',
+        '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":-1,"outputTokens":1}}}',
+        '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":1e400,"outputTokens":1}}}',
+        '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":"12","outputTokens":1}}}',
+        '{"type":"result","session_id":"s","modelUsage":{"m":{"inputTokens":' + "9" * 5000 + ',"outputTokens":1}}}',
+        '{"type":"assistant","sessionId":"s","message":{"usage":{"input_tokens":true}}}',
+        '{"type":"assistant","sessionId":"s","message":{"id":"m","usage":7}}',
+        '{"type":"assistant","sessionId":"s","requestId":"r","timestamp":"yesterday","message":{"id":"m","usage":{"input_tokens":1}}}',
+    ],
     ids=lambda t: t[:40],
-)  # fmt: skip
+)
 def test_bad_input_is_no_exception_and_no_number(text: str) -> None:
     """Broken, absurd or hostile JSON raises nothing and yields no bad number."""
     for o in told(text):
@@ -134,7 +150,9 @@ def test_a_half_written_last_line_counts_once_it_is_whole() -> None:
     end = data.rstrip().rfind(b"\n", 0, data.rfind(b'"type":"assistant"'))
     cut = told(data[: end + 400])
     assert [o for o in cut if isinstance(o, Skip)]
-    assert [o for o in cut if isinstance(o, Call)] == [o for o in whole if isinstance(o, Call)][: len([o for o in cut if isinstance(o, Call)])]
+    assert [o for o in cut if isinstance(o, Call)] == [o for o in whole if isinstance(o, Call)][
+        : len([o for o in cut if isinstance(o, Call)])
+    ]
 
 
 def test_rows_grow_and_the_largest_counts() -> None:
@@ -143,7 +161,9 @@ def test_rows_grow_and_the_largest_counts() -> None:
 
     def row(out: int, **more: object) -> str:
         usage = {"input_tokens": 5, "output_tokens": out}
-        return json.dumps({"type": "assistant", "sessionId": "s", "message": {"id": "m1", "model": "x", "usage": usage}, "uuid": f"u{out}"} | more)
+        return json.dumps(
+            {"type": "assistant", "sessionId": "s", "message": {"id": "m1", "model": "x", "usage": usage}, "uuid": f"u{out}"} | more
+        )
 
     for order in ((9, 9, 159), (159, 9), (9, 159, 9)):
         book = Book()
@@ -159,7 +179,7 @@ def test_unknown_cli_is_named() -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     """A path that is not there is named with a remedy."""
-    with pytest.raises(ParseError, match="nothing.log: cannot be read .* check the path"):
+    with pytest.raises(ParseError, match=r"nothing.log: cannot be read .* check the path"):
         read_file(tmp_path / "nothing.log")
 
 
@@ -176,7 +196,8 @@ def test_a_huge_log_takes_bounded_memory(tmp_path: Path, newlines: bool) -> None
         handle.write((b"\n" if newlines else b" ") + SINGLE.encode())
     code = (
         "import sys,resource; from pathlib import Path; from spendmeter.parsers import read_file;"
-        "seen,_=read_file(Path(sys.argv[1])); print(sum(type(o).__name__=='Finish' for o in seen), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "seen,_=read_file(Path(sys.argv[1])); print(sum(type(o).__name__=='Finish' for o in seen),"
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     found, peak_kb = (int(x) for x in done.stdout.split())
@@ -189,5 +210,3 @@ def test_stream_names_its_sessions() -> None:
     stream = Stream("claude", "log")
     stream.feed(STREAM.encode())
     assert stream.sessions == {json.loads(STREAM.splitlines()[0])["session_id"]}
-
-

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spendmeter.prices import PriceTable
 from spendmeter.prices.rates import KINDS
-from spendmeter.record import NANO, Usage
+from spendmeter.records import NANO, Usage
 
 M = 1_000_000
 USD = NANO

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spendmeter.prices import PriceTable
-from spendmeter.record import Usage, to_nusd
+from spendmeter.records import Usage, to_nusd
 
 RUNS = Path(__file__).parent / "fixtures" / "runs"
 CLAUDE = sorted(RUNS.glob("claude/*/stdout"))

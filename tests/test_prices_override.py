@@ -16,7 +16,7 @@ from spendmeter.errors import PriceError
 from spendmeter.prices import PriceTable
 from spendmeter.prices.override_file import ENTRY_KEYS
 from spendmeter.prices.rules import PREMIUMS
-from spendmeter.record import NANO, Usage
+from spendmeter.records import NANO, Usage
 
 M = 1_000_000
 FILE = Path(__file__).parent / "fixtures" / "prices" / "prices.yaml"

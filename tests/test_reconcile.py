@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from spendmeter.parsers import Stream
 from spendmeter.reconcile.facts import Book
 from spendmeter.reconcile.rule import FOREVER, Rule
@@ -96,7 +99,7 @@ def pieces(path: Path, at: list[float]) -> list[Observation]:
     data = path.read_bytes()
     stream = Stream(None, path.name)
     edges = sorted({0, len(data), *(int(x * len(data)) for x in at)})
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         stream.feed(data[a:b])
     return stream.finish()
 
@@ -112,7 +115,7 @@ def test_any_order_any_repeats_any_cut_find_one_ledger(data: st.DataObject) -> N
     got, want = Book(), book_of(observe(paths))
     for path in order:
         got.add_all(pieces(path, cuts))
-    assert {k: v for k, v in got.sessions.items()} == {k: v for k, v in want.sessions.items()}
+    assert got.sessions == want.sessions
     assert world_total(got) == world_total(want)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakecli.harness import Wrapper, alive, python, until
+from tests.fakecli.harness import CASES, CLAUDE, Wrapper, alive, python, until
 
 KEYS = """
 import os, signal, sys, time
@@ -44,7 +44,7 @@ class Terminal:
             fcntl.ioctl(self.slave, termios.TIOCSCTTY, 0)
 
         io = {"stdin": self.slave, "stdout": self.slave, "stderr": self.slave} | kw
-        return subprocess.Popen(argv, env=env, cwd=cwd, preexec_fn=lead, **io)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(argv, env=env, cwd=cwd, preexec_fn=lead, **io)  # type: ignore[call-overload,no-any-return] # noqa: PLW1509
 
     def expect(self, text: bytes, timeout_s: float = 10) -> bytes:
         """Reads until *text* has come; what came up to it."""
@@ -72,6 +72,24 @@ def terminal() -> Iterator[Terminal]:
 @pytest.fixture
 def wrapper(tmp_path: Path) -> Wrapper:
     return Wrapper(tmp_path)
+
+
+def interactive_shell(wrapper: Wrapper, terminal: Terminal) -> subprocess.Popen[bytes]:
+    """A bash at its prompt, which is ``ready> ``."""
+    shell = terminal.start(["bash", "--norc", "--noprofile", "-i"], wrapper.env | {"PS1": "ready> "}, wrapper.cwd)
+    terminal.expect(b"ready> ")
+    terminal.send(b"stty -echo\n")
+    terminal.expect(b"ready> ")
+    return shell
+
+
+def children_of(pid: int) -> bytes:
+    """Command lines of the descendants of *pid*."""
+    try:
+        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return b"\n".join(Path(f"/proc/{p}/cmdline").read_bytes() + b"\n" + children_of(int(p)) for p in pids)
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
@@ -128,37 +146,42 @@ def test_sigkill_to_the_wrapper_ends_the_real_child_in_the_foreground_too(wrappe
     run.wait()
 
 
-def test_a_shell_can_stop_continue_and_interrupt_the_job(wrapper: Wrapper, terminal: Terminal) -> None:
+def test_on_a_terminal_the_run_is_known_by_its_files(wrapper: Wrapper, terminal: Terminal) -> None:
+    """Nothing is read from the terminal; the CLI's own files tell."""
+    env = wrapper.env | {"FAKE_CASE": str(CASES / "json-subagent")}
+    run = terminal.start(wrapper.argv(CLAUDE), env, wrapper.cwd)
+    terminal.expect(b'"total_cost_usd"')
+    assert run.wait(timeout=20) == 0
+    committed = wrapper.only()
+    assert (committed["sessions"], len(committed["files"])) == (["b2060b87-12a3-40e5-adf4-a1b7ec1b5312"], 2)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_shell_can_stop_continue_and_interrupt_the_job(wrapper: Wrapper, terminal: Terminal, wrapped: bool) -> None:
     """ctrl-Z, ``fg``, ctrl-C and ``$?`` are as with the bare command."""
-    for argv in (["sleep", "60"], wrapper.argv("sleep", "60")):
-        shell = terminal.start(["bash", "--norc", "--noprofile", "-i"], wrapper.env | {"PS1": "ready> "}, wrapper.cwd)
-        terminal.expect(b"ready> ")
-        terminal.send(b"stty -echo\n")
-        terminal.expect(b"ready> ")
-        terminal.send(" ".join(argv).encode() + b"\n")
-        time.sleep(0.7)
-        terminal.send(b"\x1a")
-        terminal.expect(b"Stopped")
-        terminal.expect(b"ready> ")
-        terminal.send(b"fg\n")
-        terminal.expect(b"sleep 60")
-        time.sleep(0.2)
-        terminal.send(b"\x03")
-        terminal.expect(b"ready> ")
-        terminal.send(b"echo code=$?\n")
-        terminal.expect(b"code=130")
-        terminal.send(b"exit\n")
-        shell.wait(timeout=10)
+    shell = interactive_shell(wrapper, terminal)
+    terminal.send(" ".join(wrapper.argv("sleep", "61") if wrapped else ["sleep", "61"]).encode() + b"\n")
+    until(lambda: b"sleep\x0061" in children_of(shell.pid))
+    time.sleep(0.3)
+    terminal.send(b"\x1a")
+    terminal.expect(b"Stopped")
+    terminal.expect(b"ready> ")
+    terminal.send(b"fg\n")
+    terminal.expect(b"sleep 61")
+    time.sleep(0.3)
+    terminal.send(b"\x03")
+    terminal.expect(b"ready> ")
+    terminal.send(b"echo code=$?\n")
+    terminal.expect(b"code=130")
+    terminal.send(b"exit\n")
+    shell.wait(timeout=10)
 
 
 def test_a_background_job_that_is_brought_to_the_front_has_the_terminal(wrapper: Wrapper, terminal: Terminal) -> None:
     """It stops when it reads in the background; after ``fg`` it reads the line, and ctrl-C reaches it."""
     code = "import sys; line = sys.stdin.readline(); print('read', line, flush=True); import time; time.sleep(60)"
     (wrapper.cwd / "reader.py").write_text(code)
-    shell = terminal.start(["bash", "--norc", "--noprofile", "-i"], wrapper.env | {"PS1": "ready> "}, wrapper.cwd)
-    terminal.expect(b"ready> ")
-    terminal.send(b"stty -echo\n")
-    terminal.expect(b"ready> ")
+    shell = interactive_shell(wrapper, terminal)
     terminal.send(" ".join([*wrapper.argv("python3", "-S", "-E", "reader.py"), "&\n"]).encode())
     terminal.expect(b"ready> ")
     time.sleep(0.7)

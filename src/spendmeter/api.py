@@ -61,9 +61,14 @@ class RunRecord:
 
 
 def record(
-    source: object, *, agent: str = "unknown", task: str = "unknown", attrs: Mapping[str, str] | None = None, ledger: object = None,
+    source: object,
+    *,
+    agent: str = "unknown",
+    task: str = "unknown",
+    attrs: Mapping[str, str] | None = None,
+    ledger: object = None,
     cli: str | None = None,
-) -> RunRecord:  # fmt: skip
+) -> RunRecord:
     """Records what a CLI printed or wrote.
 
     Args:
@@ -149,11 +154,25 @@ def _read_back(ledger: Any, ids: set[int], tags: Tags) -> RunRecord:
     known = [x for x in (reported, estimated) if x is not None]
     last = runs[-1]
     return RunRecord(
-        tags.agent, tags.task, last.cli, last.session, tuple(r.run_key for r in runs), last.outcome, tuple(sorted({r["model"] for r in rows})),
-        add("tokens_in"), add("tokens_out"), add("cache_read"), add("cache_write_5m", "cache_write_1h"), add("reasoning"),
-        usd(sum(known)) if known else None, _source(reported, estimated), add("unpriced_tokens") or 0, add("calls"),
-        None if last.duration_ms is None else last.duration_ms / 1000, tuple(n for r in runs for n in json.loads(r.notes)),
-    )  # fmt: skip
+        tags.agent,
+        tags.task,
+        last.cli,
+        last.session,
+        tuple(r.run_key for r in runs),
+        last.outcome,
+        tuple(sorted({r["model"] for r in rows})),
+        add("tokens_in"),
+        add("tokens_out"),
+        add("cache_read"),
+        add("cache_write_5m", "cache_write_1h"),
+        add("reasoning"),
+        usd(sum(known)) if known else None,
+        _source(reported, estimated),
+        add("unpriced_tokens") or 0,
+        add("calls"),
+        None if last.duration_ms is None else last.duration_ms / 1000,
+        tuple(n for r in runs for n in json.loads(r.notes)),
+    )
 
 
 def _source(reported: int | None, estimated: int | None) -> str:
@@ -170,9 +189,15 @@ class metered:  # noqa: N801 - a context manager that reads as a word
     """
 
     def __init__(
-        self, *, agent: str = "unknown", task: str = "unknown", attrs: Mapping[str, str] | None = None, ledger: str | None = None,
-        cwd: str | os.PathLike[str] | None = None, env: Mapping[str, str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        agent: str = "unknown",
+        task: str = "unknown",
+        attrs: Mapping[str, str] | None = None,
+        ledger: str | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         from spendmeter.runner.childenv import Trace, child_env
 
         self._tags = Tags(agent, task, dict(attrs or {}))
@@ -233,8 +258,21 @@ class metered:  # noqa: N801 - a context manager that reads as a word
         notes = [w.reason for w in self._watches if w.reason]
         sessions |= {s for w in self._watches for s in w.found}
         run = FinishedRun(
-            self._run_id, self._tags, None, None, None, self._started_ms, time.time_ns() // 1_000_000, self._trace.trace_id, self._trace.span_id,
-            self._trace.parent_span_id, sessions, files=files, observations=observations, notes=notes, cwd=self._cwd,
-        )  # fmt: skip
+            self._run_id,
+            self._tags,
+            None,
+            None,
+            None,
+            self._started_ms,
+            time.time_ns() // 1_000_000,
+            self._trace.trace_id,
+            self._trace.span_id,
+            self._trace.parent_span_id,
+            sessions,
+            files=files,
+            observations=observations,
+            notes=notes,
+            cwd=self._cwd,
+        )
         with _Opened(self._ledger) as ledger:
             return _read_back(ledger, ingest.commit_finished(ledger, run), self._tags)

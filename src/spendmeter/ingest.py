@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,13 +13,13 @@ from spendmeter.config import load
 from spendmeter.errors import ParseError
 from spendmeter.ledger import Batch, Ledger, Process
 from spendmeter.parsers import CHUNK, Stream, claude_files
+from spendmeter.parsers.sources import files
 from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 
 if TYPE_CHECKING:
     from spendmeter.runner.finished import FinishedRun
 
 FLUSH = 20_000  # observations per transaction
-HEAD = 4096
 Progress = Callable[[int, int], None]
 
 
@@ -87,7 +87,7 @@ def ingest_paths(ledger: Ledger, paths: Sequence[str], *, cli: str | None = None
             if path == "-":
                 _take(pending, sys.stdin.buffer, "stdin", cli, tags, None)
             else:
-                for file in _files(Path(path)):
+                for file in files(Path(path)):
                     _take_file(pending, file, cli, tags)
     finally:
         pending.flush()
@@ -113,7 +113,13 @@ def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), 
     """
     result = Result()
     pending = _Pending(ledger, result)
-    files = [(name, f) for name, find in _HOMES.items() if not clis or name in clis for root in find(os.environ, home) for f in _TRANSCRIPTS[name](root)]
+    files = [
+        (name, f)
+        for name, find in _HOMES.items()
+        if not clis or name in clis
+        for root in find(os.environ, home)
+        for f in _TRANSCRIPTS[name](root)
+    ]
     try:
         for i, (name, file) in enumerate(files):
             _take_file(pending, file, name, None)
@@ -126,28 +132,6 @@ def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), 
 
 _HOMES: dict[str, Any] = {"claude": claude_files.homes}
 _TRANSCRIPTS: dict[str, Any] = {"claude": claude_files.transcripts}
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise ParseError(f"{path}: no such file or folder; check the path")
-    if not path.is_dir():
-        yield path
-        return
-    for folder, names, files in os.walk(path):
-        names.sort()
-        for name in sorted(files):
-            file = Path(folder) / name
-            if file.is_file() and not _binary(file):
-                yield file
-
-
-def _binary(path: Path) -> bool:
-    try:
-        with path.open("rb") as handle:
-            return b"\0" in handle.read(HEAD)
-    except OSError:
-        return False  # reading it will say why
 
 
 def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None) -> None:
@@ -167,7 +151,9 @@ def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None
         raise ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
 
 
-def _take(pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None, session: str = "") -> None:
+def _take(
+    pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None, session: str = ""
+) -> None:
     stream = Stream(cli, name, session)
     while data := handle.read(CHUNK):
         stream.feed(data)

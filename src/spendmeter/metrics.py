@@ -63,8 +63,10 @@ def _gauge(name: str, unit: str, text: str, labels: tuple[str, ...] = ()) -> Met
     return Metric(f"{PREFIX}.{name}", "gauge", unit, text, labels)
 
 
-PENDING_DEBIT = _gauge("pending_debit", "1", "What a counter stands above its ledger total, to be taken from its next increases.", ("metric",))
-TASK_OVERFLOW = _gauge("task_overflow_series", "{series}", "Task series added up under task=\"__overflow__\".")
+PENDING_DEBIT = _gauge(
+    "pending_debit", "{debit}", "What a counter stands above its ledger total, to be taken from its next increases.", ("metric",)
+)
+TASK_OVERFLOW = _gauge("task_overflow_series", "{series}", 'Task series added up under task="__overflow__".')
 COST_DRIFT = _gauge("cost_drift_ratio", "1", "Cost told by the CLI over cost at list price.", ("cli",))
 LAST_RUN = _gauge("last_run_timestamp_seconds", "s", "End of the agent's last run.", ("agent",))
 LEDGER_SESSIONS = _gauge("ledger_sessions", "{session}", "Sessions in the ledger.")
@@ -76,7 +78,7 @@ EXPORT_PENDING = _gauge("export_pending", "{item}", "Spans and events waiting in
 EXPORT_LAST_SUCCESS = _gauge("export_last_success_timestamp_seconds", "s", "When an OTLP endpoint last took data.", ("signal",))
 EXPORT_FAILURES = _gauge("export_consecutive_failures", "{failure}", "OTLP exports that failed since the last success.", ("signal",))
 SCRAPE_SECONDS = _gauge("scrape_duration_seconds", "s", "How long the last /metrics page took to make.")
-BUILD_INFO = _gauge("build_info", "1", "Always 1; the version is a label.", ("version",))
+BUILD_INFO = _gauge("build_info", "{info}", "Always 1; the version is a label.", ("version",))
 
 DURABLE = (
     TOKENS_IN, TOKENS_OUT, CACHE_READ, CACHE_WRITE, REASONING, COST_USD, RUNS,

@@ -28,7 +28,13 @@ class Truth:
         with self._lock:
             n = len(self.calls) + 1
             five, hour = 211 + 13 * n, 83 + 5 * n
-            used = {"tokens_in": 907 + 11 * n, "cache_read": 15013 + 17 * n, "cache_write_5m": five, "cache_write_1h": hour, "tokens_out": 77 + 19 * n}
+            used = {
+                "tokens_in": 907 + 11 * n,
+                "cache_read": 15013 + 17 * n,
+                "cache_write_5m": five,
+                "cache_write_1h": hour,
+                "tokens_out": 77 + 19 * n,
+            }
             self.calls.append(used)
         return n, {
             "input_tokens": used["tokens_in"], "cache_read_input_tokens": used["cache_read"], "cache_creation_input_tokens": five + hour,
@@ -77,8 +83,18 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(raw)
         step = _step(self.truth, asked["messages"])
         n, usage = self.truth.next()
-        message = {"id": f"msg_{id(self.truth)}_{n}", "type": "message", "role": "assistant", "model": asked["model"], "stop_sequence": None}
-        block = {"type": "text", "text": step} if isinstance(step, str) else {"type": "tool_use", "id": f"toolu_{n}", "name": step[0], "input": step[1]}
+        message = {
+            "id": f"msg_{id(self.truth)}_{n}",
+            "type": "message",
+            "role": "assistant",
+            "model": asked["model"],
+            "stop_sequence": None,
+        }
+        block = (
+            {"type": "text", "text": step}
+            if isinstance(step, str)
+            else {"type": "tool_use", "id": f"toolu_{n}", "name": step[0], "input": step[1]}
+        )
         stop = "end_turn" if isinstance(step, str) else "tool_use"
         if not asked.get("stream"):
             return self._json(message | {"content": [block], "stop_reason": stop, "usage": usage}, 200, f"req_{id(self.truth)}_{n}")
@@ -98,7 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
             return
         empty = block | ({"text": ""} if block["type"] == "text" else {"input": {}})
         self._event("content_block_start", index=0, content_block=empty)
-        delta = {"type": "text_delta", "text": block["text"]} if block["type"] == "text" else {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+        delta = (
+            {"type": "text_delta", "text": block["text"]}
+            if block["type"] == "text"
+            else {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
+        )
         self._event("content_block_delta", index=0, delta=delta)
         self._event("content_block_stop", index=0)
         last = {k: usage[k] for k in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")}

@@ -11,18 +11,29 @@ from pathlib import Path
 
 import procs
 import pytest
-from spendmeter import metrics as m
-from spendmeter.config import Settings
-from spendmeter.ledger import Ledger, schema as t
-from spendmeter.ledger.verify import verify
-from spendmeter.records import usd
 from sqlalchemy import select
 from tests.replay import clone
 from tests.runs import FIELDS, ROOT, Chain
 
+from spendmeter import metrics as m
+from spendmeter.config import Settings
+from spendmeter.ledger import Ledger
+from spendmeter.ledger import schema as t
+from spendmeter.ledger.verify import verify
+from spendmeter.records import usd
+
 pytestmark = pytest.mark.e2e
 RUNS, WORKERS, KILLS, REPLAYS = 200, 8, 3, 50
-CASES = ("json-tool", "json-subagent-haiku", "stream-json-subagent-bg", "max-budget-usd", "kill-sigterm-json", "text-tool", "json-opus", "err-529")
+CASES = (
+    "json-tool",
+    "json-subagent-haiku",
+    "stream-json-subagent-bg",
+    "max-budget-usd",
+    "kill-sigterm-json",
+    "text-tool",
+    "json-opus",
+    "err-529",
+)
 FAKE = Path(__file__).parents[1] / "fakecli" / "claude"
 
 WORKER = """
@@ -33,7 +44,8 @@ for case in cases:
     number = int(name.split("-")[0])
     own = [sys.executable, "-m", "spendmeter", "run", "--agent", f"agent-{number % 3}", "--task", f"T-{number % 20}", "--", fake, "-p", "x"]
     home = os.path.join(case, "own-home")
-    done = subprocess.run(own, env=os.environ | {"FAKE_CASE": case, "HOME": home, "CLAUDE_CONFIG_DIR": os.path.join(home, ".claude")}, stdout=subprocess.DEVNULL)
+    env = os.environ | {"FAKE_CASE": case, "HOME": home, "CLAUDE_CONFIG_DIR": os.path.join(home, ".claude")}
+    done = subprocess.run(own, env=env, stdout=subprocess.DEVNULL)
     assert done.returncode == 0, case
 """
 
@@ -54,13 +66,17 @@ def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
     """Per series ``max - min`` over the whole time equals the ledger exactly, and ``increase()`` is right within its extrapolation."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     env = os.environ | {"SPENDMETER_LEDGER": url, "SPENDMETER_METRICS_ZERO_FIRST": "3", "SPENDMETER_METRICS_SETTLE": "2"}
-    cases = [clone(ROOT / "claude" / CASES[i % len(CASES)], tmp_path / "cases" / f"{i:03d}-{CASES[i % len(CASES)]}", str(i)) for i in range(RUNS)]
+    cases = [
+        clone(ROOT / "claude" / CASES[i % len(CASES)], tmp_path / "cases" / f"{i:03d}-{CASES[i % len(CASES)]}", str(i)) for i in range(RUNS)
+    ]
     daemon = procs.Daemon(env, tmp_path / "serve.log")
     daemon.start()
     prometheus = procs.Prometheus(tmp_path, f"127.0.0.1:{daemon.port}")
     with procs.stopping(daemon, prometheus):
         workers = [
-            subprocess.Popen([sys.executable, "-c", WORKER, str(FAKE), *map(str, cases[w::WORKERS])], env=env, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, str(FAKE), *map(str, cases[w::WORKERS])], env=env, stderr=subprocess.PIPE, text=True
+            )
             for w in range(WORKERS)
         ]
         for _ in range(KILLS):
@@ -75,7 +91,9 @@ def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
         again = [str(c / "stdout") for c in cases[:REPLAYS]]
         subprocess.run([sys.executable, "-m", "spendmeter", "ingest", *again], env=env, check=True, capture_output=True)
         for case in cases[:REPLAYS]:
-            subprocess.run([sys.executable, "-m", "spendmeter", "sync", "--home", str(case / "own-home")], env=env, check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "spendmeter", "sync", "--home", str(case / "own-home")], env=env, check=True, capture_output=True
+            )
         ledger = Ledger(Settings(url, zero_first_s=3, settle_s=2))
         want = expected(ledger)
         procs.wait_for(lambda: prometheus.query("spendmeter_ledger_unsettled_sessions") == {(): 0.0}, 30, "all usage is settled")
@@ -89,7 +107,9 @@ def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
 
 def check_counters(prometheus: procs.Prometheus, want: dict[tuple[str, tuple[tuple[str, str], ...]], float]) -> None:
     names = sorted({name for name, _ in want})
-    assert {"spendmeter_tokens_in_total", "spendmeter_cost_usd_total", "spendmeter_task_tokens_out_total", "spendmeter_runs_total"} <= set(names)
+    assert {"spendmeter_tokens_in_total", "spendmeter_cost_usd_total", "spendmeter_task_tokens_out_total", "spendmeter_runs_total"} <= set(
+        names
+    )
     for name in names:
         top, low = prometheus.query(f"max_over_time({name}[1h])"), prometheus.query(f"min_over_time({name}[1h])")
         rise, count = prometheus.query(f"increase({name}[1h])"), prometheus.query(f"count_over_time({name}[1h])")

@@ -36,7 +36,16 @@ def claude() -> Path:
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not found.exists():
-            wanted = [npm, "install", "--no-fund", "--no-audit", "--ignore-scripts", "--prefix", str(CACHE), f"@anthropic-ai/claude-code@{VERSION}"]
+            wanted = [
+                npm,
+                "install",
+                "--no-fund",
+                "--no-audit",
+                "--ignore-scripts",
+                "--prefix",
+                str(CACHE),
+                f"@anthropic-ai/claude-code@{VERSION}",
+            ]
             subprocess.run(wanted, check=True, capture_output=True, env=os.environ | {"HOME": HOME})
             subprocess.run(["node", str(CACHE / "node_modules/@anthropic-ai/claude-code/install.cjs")], check=True, capture_output=True)
     return found
@@ -46,7 +55,10 @@ def claude() -> Path:
 def world(tmp_path: Path, claude: Path) -> Iterator[World]:
     plan = {
         "CASE-TOOL": [("Bash", {"command": "echo hi", "description": "Print"}), "Done."],
-        "CASE-AGENT": [("Agent", {"description": "Help", "prompt": "CASE-SUB", "subagent_type": "general-purpose", "run_in_background": False}), "All done."],
+        "CASE-AGENT": [
+            ("Agent", {"description": "Help", "prompt": "CASE-SUB", "subagent_type": "general-purpose", "run_in_background": False}),
+            "All done.",
+        ],
         "CASE-SUB": [("Bash", {"command": "echo sub", "description": "Print"}), "Sub done."],
         "CASE-STALL": [("Bash", {"command": "echo hi", "description": "Print"}), "stall"],
         "CASE-MORE": ["More."],
@@ -63,17 +75,27 @@ class World:
         self.work = tmp / "work"
         self.work.mkdir()
         self.env = os.environ | {
-            "ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "sk-ant-stub", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "IS_SANDBOX": "1",
-            "SPENDMETER_LEDGER": f"sqlite:///{tmp / 'ledger.db'}", "SPENDMETER_METRICS_SETTLE": "0", "DISABLE_AUTOUPDATER": "1",
-        }  # fmt: skip
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_API_KEY": "sk-ant-stub",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "IS_SANDBOX": "1",
+            "SPENDMETER_LEDGER": f"sqlite:///{tmp / 'ledger.db'}",
+            "SPENDMETER_METRICS_SETTLE": "0",
+            "DISABLE_AUTOUPDATER": "1",
+        }
 
     def start(self, task: str, *args: str) -> subprocess.Popen[str]:
         own = [sys.executable, "-m", "spendmeter", "run", "--agent", "developer", "--task", task, "--"]
         flags = ["--model", "claude-sonnet-4-5-20250929", "--dangerously-skip-permissions"]
         return subprocess.Popen(
-            [*own, str(self.claude), *args, *flags], cwd=self.work, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*own, str(self.claude), *args, *flags],
+            cwd=self.work,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
 
     def run(self, task: str, *args: str) -> str:
         process = self.start(task, *args)
@@ -83,7 +105,9 @@ class World:
         return out
 
     def report(self, by: str) -> dict[str, dict[str, object]]:
-        done = subprocess.run([sys.executable, "-m", "spendmeter", "report", "--by", by, "--json"], env=self.env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "spendmeter", "report", "--by", by, "--json"], env=self.env, capture_output=True, text=True, check=True
+        )
         return {row[by]: row for row in json.loads(done.stdout)["rows"]}
 
     def expect(self, task: str, want: dict[str, int]) -> None:
@@ -92,7 +116,9 @@ class World:
         assert got == {k: want[k] for k in FIELDS} | {"cache_write": want["cache_write_5m"] + want["cache_write_1h"]}
 
 
-@pytest.mark.parametrize("form", [["--output-format", "json"], ["--output-format", "stream-json", "--verbose"], []], ids=["json", "stream-json", "text"])
+@pytest.mark.parametrize(
+    "form", [["--output-format", "json"], ["--output-format", "stream-json", "--verbose"], []], ids=["json", "stream-json", "text"]
+)
 def test_a_run_with_a_subagent_is_exact(world: World, form: list[str]) -> None:
     """Main and subagent calls of a real run are in the ledger as the server answered them, whatever the run printed."""
     world.run("T-1", "-p", "CASE-AGENT please", *form)

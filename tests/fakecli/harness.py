@@ -14,6 +14,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent.parent
 SRC = TESTS.parent / "src"
 CLAUDE = str(TESTS / "fakecli" / "claude")
+Flags = tuple[str, ...]
+Env = dict[str, str] | None
 INJECT = TESTS / "fakecli" / "inject"
 CASES = TESTS / "fixtures" / "runs" / "claude"
 
@@ -34,16 +36,16 @@ class Wrapper:
         if not real:
             self.env |= {"PYTHONPATH": f"{SRC}{os.pathsep}{INJECT}", "FAKE_INGEST_OUT": str(self.out)}
 
-    def argv(self, *command: str, flags: tuple[str, ...] = ()) -> list[str]:
+    def argv(self, *command: str, flags: Flags = ()) -> list[str]:
         """The wrapper's command line for *command*."""
         return [sys.executable, "-m", "spendmeter", "--ledger", self.ledger, "run", *flags, "--", *command]
 
-    def run(self, *command: str, flags: tuple[str, ...] = (), env: dict[str, str] | None = None, **kw: Any) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *command: str, flags: Flags = (), env: Env = None, **kw: Any) -> subprocess.CompletedProcess[bytes]:
         """Runs *command* wrapped, to its end."""
         kw = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, "cwd": self.cwd} | kw
         return subprocess.run(self.argv(*command, flags=flags), env=self.env | (env or {}), check=False, **kw)
 
-    def start(self, *command: str, flags: tuple[str, ...] = (), env: dict[str, str] | None = None, **kw: Any) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, flags: Flags = (), env: Env = None, **kw: Any) -> subprocess.Popen[bytes]:
         """Starts *command* wrapped."""
         kw = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.cwd} | kw
         return subprocess.Popen(self.argv(*command, flags=flags), env=self.env | (env or {}), **kw)

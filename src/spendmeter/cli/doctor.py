@@ -17,7 +17,10 @@ _MARKS = {OK: ("✓", "green"), WARNING: ("!", "yellow"), PROBLEM: ("✗", "red"
 @as_json
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Check the installation and say what to mend; exit code 1 if there is a problem."""
+    """Check the installation and say what to mend.
+
+    Exit code 1 if there is a problem; a warning is none.
+    """
     flags = ctx.ensure_object(App).flags
     site = Site(os.environ, flags["config"], flags["ledger"], time.time_ns() // 1_000_000)
     found = list(examine(site))

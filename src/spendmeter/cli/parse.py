@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,28 +55,10 @@ def _value(name: str, value: Any) -> Any:
 
 def _observations(path: str, cli: str | None) -> Iterator[Observation]:
     from spendmeter.parsers import read, read_file
+    from spendmeter.parsers.sources import files
 
     if path == "-":
         yield from read(sys.stdin.buffer, cli, "stdin")[0]
         return
-    for file in _files(Path(path)):
+    for file in files(Path(path)):
         yield from read_file(file, cli)[0]
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise ParseError(f"{path}: no such file or folder; check the path")
-    if not path.is_dir():
-        yield path
-        return
-    for folder, names, files in os.walk(path):
-        names.sort()
-        yield from (p for name in sorted(files) if (p := Path(folder) / name).is_file() and not _binary(p))
-
-
-def _binary(path: Path) -> bool:
-    try:
-        with path.open("rb") as handle:
-            return b"\0" in handle.read(HEAD)
-    except OSError:
-        return False  # reading it will say why

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HEADS = {
     "input": "Input", "output": "Output", "cache_read": "Cache read", "cache_write_5m": "Write 5m", "cache_write_1h": "Write 1h",
-    "web_search": "1k searches",
+    "web_search": "1k web",
 }  # fmt: skip
 
 
@@ -83,9 +83,10 @@ def _show(found: list[tuple[str, Rates]], caption: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=f"USD per million tokens, {caption}", caption_justify="left")
+    caption = f"USD per million tokens, {caption}"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for head in heads:
-        table.add_column(head, justify="left" if head in ("Model", "Source") else "right", overflow="fold")
+        table.add_column(head, justify="left" if head in ("Model", "Source") else "right", overflow="fold", no_wrap=head == "Model")
     for line in lines:
         table.add_row(*[Text(cell) for cell in line])
     terminal.print(table)

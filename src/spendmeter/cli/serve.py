@@ -27,4 +27,4 @@ def command(app: App, host: str, port: int) -> None:
         raise
     with app.ledger(needs_recovery=True):
         pass  # opens it and finishes what dead wrappers left, before anything is shown
-    run(app.settings, host, port)
+    run(app.settings, host, port, config=app.flags["config"])

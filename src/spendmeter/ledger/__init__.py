@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, func, select, text, update
 
 from spendmeter.config import Settings
-from spendmeter.ledger import derive, posting, schema as t
+from spendmeter.ledger import derive, posting
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import open_engine, translated
 from spendmeter.ledger.store import Store, dump, upsert
@@ -97,8 +98,10 @@ class Ledger:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes; database errors come out as LedgerError."""
+        """A transaction that writes, one at a time; database errors come out as LedgerError."""
         with translated(self.settings.ledger), self._engine.begin() as conn:
+            if conn.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE does the same
+                conn.execute(text("select pg_advisory_xact_lock(7317311)"))
             yield conn
 
     @contextlib.contextmanager
@@ -131,6 +134,7 @@ class Ledger:
             return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
 
     def _derive(self, store: Store, sid: int, prices: Prices, now: int, *, settled: bool) -> bool:
+        derive.remember(store, sid)
         rows = derive.derive(store, sid, prices)
         if not derive.replace(store.conn, sid, rows):
             return False
@@ -175,7 +179,11 @@ class Ledger:
             entries = [dict(r._mapping) for r in conn.execute(select(t.entries).where(t.entries.c.session_id == sid))]
             over = posting.slots(conn, {(r["agent"], r["task"]) for r in runs}, now, self.settings)
             last = max(runs, key=lambda r: r["ended_ms"] or 0, default=None)
-            exemplar = dump({"trace_id": last["trace_id"], "task": posting.label(last["task"]), "at_ms": now}) if last else None
+            exemplar = (
+                dump({"trace_id": last["trace_id"], "span_id": last["span_id"], "task": posting.label(last["task"]), "at_ms": now})
+                if last
+                else None
+            )
             posting.post(conn, sid, posting.amounts(runs, entries, over), now, self.settings, exemplar)
             posting.enqueue(conn, sid, runs, entries)
             conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=None))
@@ -190,10 +198,16 @@ class Ledger:
         """Instance id, start time and sizes of the ledger: ``{"ledger_id", "created_ms", "sessions", "calls", "unsettled", "bytes"}``."""
         with self.read() as conn:
             meta = {r.key: r.value for r in conn.execute(select(t.meta))}
-            one = conn.execute(
-                text("select (select count(*) from sessions), (select count(*) from calls), (select count(*) from sessions where settle_at_ms is not null)")
-            ).one()
+            unsettled = select(func.count()).select_from(t.sessions).where(t.sessions.c.settle_at_ms.is_not(None))
+            one = [conn.execute(q).scalar_one() for q in (*[select(func.count()).select_from(x) for x in (t.sessions, t.calls)], unsettled)]
             size = None
             if conn.dialect.name == "sqlite":
                 size = conn.exec_driver_sql("select page_count * page_size from pragma_page_count, pragma_page_size").scalar_one()
-        return {"ledger_id": meta["ledger_id"], "created_ms": int(meta["created_ms"]), "sessions": one[0], "calls": one[1], "unsettled": one[2], "bytes": size}
+        return {
+            "ledger_id": meta["ledger_id"],
+            "created_ms": int(meta["created_ms"]),
+            "sessions": one[0],
+            "calls": one[1],
+            "unsettled": one[2],
+            "bytes": size,
+        }

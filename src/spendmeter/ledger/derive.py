@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
-from spendmeter.ledger import costing, schema as t
+from spendmeter.ledger import costing
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
 from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.reconcile.rule import Foreign
@@ -27,7 +28,9 @@ def affected(conn: Connection, grown: Iterable[int]) -> set[int]:
         other = t.calls.alias()
         kin = select(t.copies.c.session_id).join(t.calls, t.calls.c.call_id == t.copies.c.call_id).where(t.calls.c.session_id == sid)
         twins = select(other.c.session_id).join(t.calls, t.calls.c.call_id == other.c.call_id).where(t.calls.c.session_id == sid)
-        forks = select(t.sessions.c.id).join(t.finishes, t.finishes.c.fingerprint == t.sessions.c.wants).where(t.finishes.c.session_id == sid)
+        forks = (
+            select(t.sessions.c.id).join(t.finishes, t.finishes.c.fingerprint == t.sessions.c.wants).where(t.finishes.c.session_id == sid)
+        )
         for query in (kin.distinct(), twins.distinct(), forks.distinct()):
             out |= {int(r[0]) for r in conn.execute(query)}
     return out
@@ -52,7 +55,9 @@ def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
             copied[call_id] = joined
             owners.add(owner)
     for row in conn.execute(
-        select(t.calls).join(t.copies, t.copies.c.call_id == t.calls.c.call_id).where(t.copies.c.session_id == sid, t.calls.c.session_id != sid)
+        select(t.calls)
+        .join(t.copies, t.copies.c.call_id == t.calls.c.call_id)
+        .where(t.copies.c.session_id == sid, t.calls.c.session_id != sid)
     ):
         fact = call_fact(row)
         copied[fact.call_id] = copied[fact.call_id].join(fact) if fact.call_id in copied else fact
@@ -75,7 +80,9 @@ def _twins(conn: Connection, sid: int) -> dict[str, list[tuple[int, CallFact]]]:
 def _age(store: Store, sid: int) -> tuple[int, str]:
     """Order in which sessions began: the oldest made the calls that several hold."""
     facts = store.load(sid)
-    first = facts.own_ms if facts.own_ms is not None else min((c.at_ms for c in facts.calls.values() if c.at_ms is not None), default=1 << 62)
+    first = (
+        facts.own_ms if facts.own_ms is not None else min((c.at_ms for c in facts.calls.values() if c.at_ms is not None), default=1 << 62)
+    )
     return first, facts.session
 
 
@@ -87,15 +94,22 @@ def _dated(conn: Connection, owner: int, facts: SessionFacts) -> Iterable[Level]
 
 def _peers(store: Store, sid: int, facts: SessionFacts) -> frozenset[Usage]:
     """Other sessions' run totals that equal what this one's first result started from."""
-    wants = None
-    if facts.finishes:
-        first = min(facts.finishes.values(), key=lambda x: (x.total.tokens, x.run_key))
-        wants = fingerprint(first.total.minus(first.own))
-    store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(wants=wants))
+    wants = _wants(facts)
     if wants is None:
         return frozenset()
     rows = store.conn.execute(select(t.finishes.c.total).where(t.finishes.c.fingerprint == wants, t.finishes.c.session_id != sid))
     return frozenset(Usage(*json.loads(r.total)) for r in rows)
+
+
+def _wants(facts: SessionFacts) -> str | None:
+    restored = facts.first_restored()
+    return None if restored is None else fingerprint(restored)
+
+
+def remember(store: Store, sid: int) -> None:
+    """Notes which total the session waits for, so that it is looked at again when that comes."""
+    wants = _wants(store.load(sid))
+    store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid, t.sessions.c.wants.is_distinct_from(wants)).values(wants=wants))
 
 
 def derive(store: Store, sid: int, prices: costing.Prices) -> Rows:
@@ -103,7 +117,8 @@ def derive(store: Store, sid: int, prices: costing.Prices) -> Rows:
     facts, foreign = gather(store, sid)
     head = store.conn.execute(select(t.sessions).where(t.sessions.c.id == sid)).one()
     wrapped = {r.run_key: r for r in store.conn.execute(select(t.processes).where(t.processes.c.session_id == sid))}
-    runs, lines = [], []
+    runs: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for piece_of in split(facts, foreign):
         run = _run_row(sid, facts, piece_of, wrapped.get(piece_of.run_key), head)
         runs.append(run)
@@ -122,7 +137,15 @@ def derive(store: Store, sid: int, prices: costing.Prices) -> Rows:
 def _run_row(sid: int, facts: SessionFacts, run: RunSlice, wrapped: Any, head: Any) -> dict[str, Any]:
     outcome, ended, duration = run.outcome, run.ended_ms, run.duration_ms
     started = ended - duration if ended is not None and duration is not None else None
-    out: dict[str, Any] = {"exit_code": None, "signal": None, "parent_span_id": None, "repo": None, "branch": head.branch, "commit": None, "notes": "[]"}
+    out: dict[str, Any] = {
+        "exit_code": None,
+        "signal": None,
+        "parent_span_id": None,
+        "repo": None,
+        "branch": head.branch,
+        "commit": None,
+        "notes": "[]",
+    }
     trace, span = ids(facts.cli, facts.session, run.run_key)
     if wrapped is not None:
         out |= {name: getattr(wrapped, name) for name in out if getattr(wrapped, name) is not None}
@@ -132,7 +155,8 @@ def _run_row(sid: int, facts: SessionFacts, run: RunSlice, wrapped: Any, head: A
         outcome = _outcome(run.outcome, wrapped.exit_code, wrapped.signal)
     out["notes"] = dump([*run.unknown, *json.loads(out["notes"] or "[]")])
     return out | {
-        "session_id": sid, "run_key": run.run_key, "cli": facts.cli, "session": facts.session, "agent": run.tags.agent, "task": run.tags.task,
+        "session_id": sid, "run_key": run.run_key, "cli": facts.cli, "session": facts.session,
+        "agent": run.tags.agent, "task": run.tags.task,
         "attrs": dump(dict(run.tags.attrs)), "outcome": outcome, "implied": run.implied, "started_ms": started,
         "ended_ms": ended if ended is not None else head.seen_ms, "duration_ms": duration, "trace_id": trace, "span_id": span,
     }  # fmt: skip

@@ -65,10 +65,9 @@ class Memo:
     exemplars: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def trim(self, size: int) -> None:
-        """Forgets all once it holds far more than the *size* series of a page: some have left."""
+        """Forgets all once it holds far more than the *size* series of a page: some have left. Renderers may go on with the old."""
         if len(self.labels) > 2 * size + 1000:
-            self.labels.clear()
-            self.exemplars.clear()
+            self.labels, self.exemplars = {}, {}
 
 
 @dataclass(slots=True)
@@ -151,13 +150,22 @@ def exposition(ledger: Ledger, channel: Channel, at_ms: int | None = None) -> Pa
     with contextlib.suppress(LedgerError):
         _settle(ledger, at)
     with ledger.read() as conn:
-        rows = _rows(conn, f"select id, family, labels, target, value, held, {SHOWN[channel]}, moved_ms, exemplar from series")  # noqa: S608 - a fixed name
+        rows = _rows(conn, _series(SHOWN[channel], at - int(ledger.settings.task_ttl_s * 1000)))
         facts = dict(_rows(conn, "select key, value from meta"))
         slow = gauges.read(conn, at, facts)
-    page = Page(ledger, at, started, {x: [] for x in m.DURABLE if x.kind == "counter"}, [], slow, facts["ledger_id"], int(facts["created_ms"]), state, [])
-    _fill(page, rows, ledger.settings.zero_first_s, ledger.settings.task_ttl_s)
+    counters: dict[m.Metric, list[Row]] = {x: [] for x in m.DURABLE if x.kind == "counter"}
+    page = Page(ledger, at, started, counters, [], slow, facts["ledger_id"], int(facts["created_ms"]), state, [])
+    _fill(page, rows, ledger.settings.zero_first_s)
     state.memo.trim(len(rows))
     return page
+
+
+def _series(shown: str, gone_ms: int) -> str:
+    """The series that are on the page: all but those of tasks that were neither used nor first shown since *gone_ms*."""
+    return (
+        f"select id, family, labels, target, value, held, {shown}, exemplar from series "  # noqa: S608 - a fixed name and a number
+        f"where moved_ms >= {gone_ms} or coalesce({shown}, 0) >= {gone_ms} or family not like '{_TASK}%'"
+    )
 
 
 def _rows(conn: Connection, sql: str) -> list[Any]:
@@ -170,16 +178,15 @@ def _rows(conn: Connection, sql: str) -> list[Any]:
         cursor.close()
 
 
-def _fill(page: Page, rows: list[Any], zero_first_s: float, task_ttl_s: float) -> None:
+def _fill(page: Page, rows: list[Any], zero_first_s: float) -> None:
     """Puts each series where it belongs, at the value that it may show by now."""
     lists = {metric.name: page.counters[metric].append for metric in page.counters}
     marks, new = page._state.marks, page._new
     ready = page.at_ms if zero_first_s <= 0 else page.at_ms - int(zero_first_s * 1000)
-    gone = page.at_ms - int(task_ttl_s * 1000)
     debits: dict[str, int] = {}
     durations: list[Any] = []
     for row in rows:
-        series_id, family, labels, target, value, held, shown, moved, exemplar = row
+        series_id, family, labels, target, value, held, shown, exemplar = row
         debits[family] = debits.get(family, 0) + value - target
         put = lists.get(family)
         if put is None:
@@ -188,8 +195,6 @@ def _fill(page: Page, rows: list[Any], zero_first_s: float, task_ttl_s: float) -
             continue
         if shown is None:
             shown = marks.get(series_id)
-        if moved < gone and (shown is None or shown < gone) and family.startswith(_TASK):
-            continue
         if shown is None:
             new.append(series_id)
             shown = page.at_ms
@@ -205,7 +210,7 @@ def _histograms(page: Page, rows: list[Any], ready: int) -> list[Histogram]:
     """Histograms as wholes: all of one shows its values once its count may, for missing buckets were shown at 0 with it."""
     open_: set[str] = set()
     out: dict[str, Histogram] = {}
-    for series_id, family, labels, _, _, _, shown, _, _ in rows:
+    for series_id, family, labels, _, _, _, shown, _ in rows:
         first = shown if shown is not None else page._state.marks.get(series_id)
         if first is None:
             page._new.append(series_id)
@@ -214,7 +219,7 @@ def _histograms(page: Page, rows: list[Any], ready: int) -> list[Histogram]:
             out[labels] = Histogram(tuple(json.loads(labels)))
             if first <= ready:
                 open_.add(labels)
-    for _, family, labels, _, value, _, _, _, _ in rows:
+    for _, family, labels, _, value, _, _, _ in rows:
         if family == f"{_RUN}_bucket":
             *who, edge = json.loads(labels)
             whole = json.dumps(who, separators=(",", ":"), ensure_ascii=False)

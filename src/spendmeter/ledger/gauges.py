@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-import spendmeter
 from spendmeter import metrics as m
 from spendmeter.ledger.posting import label
 
@@ -31,6 +32,12 @@ _DRIFT = text(
 )
 
 
+@cache
+def version() -> str:
+    """Of spendmeter as it is installed."""
+    return metadata.version("spendmeter")
+
+
 def read(conn: Connection, at_ms: int, meta: Mapping[str, str]) -> Gauges:
     """Every gauge that the ledger can tell at *at_ms*; pending debits and the scrape's duration are the page's own."""
     out: Gauges = {
@@ -39,7 +46,7 @@ def read(conn: Connection, at_ms: int, meta: Mapping[str, str]) -> Gauges:
         m.LAST_RUN: _last_runs(conn),
         m.LEDGER_UNSETTLED: [((), _one(conn, "select count(*) from sessions where settle_at_ms is not null"))],
         m.LEDGER_CREATED: [((), int(meta["created_ms"]) / 1000)],
-        m.BUILD_INFO: [((spendmeter.__version__,), 1)],
+        m.BUILD_INFO: [((version(),), 1)],
     }
     out |= _sizes(conn)
     return out | _exports(conn, meta)

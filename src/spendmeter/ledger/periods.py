@@ -89,12 +89,12 @@ def _offsets(timezone: str, first_day: int, last_day: int) -> tuple[tuple[int, i
 
 
 def day_text(conn: Connection, local_ms: ColumnElement[int]) -> ColumnElement[str]:
-    """"2026-11-22" of local milliseconds; NULL for a time beyond the calendar."""
+    """ "2026-11-22" of local milliseconds; NULL for a time beyond the calendar."""
     return _text(conn, local_ms, "day")
 
 
 def month_text(conn: Connection, local_ms: ColumnElement[int]) -> ColumnElement[str]:
-    """"2026-11" of local milliseconds."""
+    """ "2026-11" of local milliseconds."""
     return _text(conn, local_ms, "month")
 
 

@@ -61,8 +61,10 @@ def _run_amounts(add: Any, run: dict[str, Any]) -> None:
 
 def _entry_amounts(add: Any, e: dict[str, Any], base: tuple[str, str, str], task: tuple[str, str]) -> None:
     for metric, of_task, field in (
-        (m.TOKENS_IN, m.TASK_TOKENS_IN, "tokens_in"), (m.TOKENS_OUT, m.TASK_TOKENS_OUT, "tokens_out"), (m.CACHE_READ, m.TASK_CACHE_READ, "cache_read"),
-    ):  # fmt: skip
+        (m.TOKENS_IN, m.TASK_TOKENS_IN, "tokens_in"),
+        (m.TOKENS_OUT, m.TASK_TOKENS_OUT, "tokens_out"),
+        (m.CACHE_READ, m.TASK_CACHE_READ, "cache_read"),
+    ):
         add(metric, base, e[field])
         add(of_task, task, e[field])
     for ttl in ("5m", "1h"):
@@ -81,9 +83,10 @@ def post(conn: Connection, sid: int, wanted: Amounts, now_ms: int, settings: Set
         (r.family, r.labels): (int(r.id), int(r.amount))
         for r in conn.execute(
             select(t.series.c.id, t.series.c.family, t.series.c.labels, t.posted.c.amount)
-            .join(t.posted, t.posted.c.series_id == t.series.c.id).where(t.posted.c.session_id == sid)
+            .join(t.posted, t.posted.c.series_id == t.series.c.id)
+            .where(t.posted.c.session_id == sid)
         )
-    }  # fmt: skip
+    }
     for key in sorted(wanted.keys() | held.keys()):
         amount, before = wanted.get(key, 0), held.get(key, (0, 0))[1]
         if amount == before:
@@ -124,7 +127,11 @@ def slots(conn: Connection, pairs: set[tuple[str, str]], now_ms: int, settings: 
     for agent, task in sorted(pairs):
         row = conn.execute(select(t.tasks).where(t.tasks.c.agent == agent, t.tasks.c.task == task)).first()
         if row is None:
-            live = len(conn.execute(select(t.tasks.c.task).where(t.tasks.c.used_ms >= since, t.tasks.c.overflow.is_(False)).limit(settings.max_tasks)).all())
+            live = len(
+                conn.execute(
+                    select(t.tasks.c.task).where(t.tasks.c.used_ms >= since, t.tasks.c.overflow.is_(False)).limit(settings.max_tasks)
+                ).all()
+            )
             over = live >= settings.max_tasks
         else:
             over = bool(row.overflow)

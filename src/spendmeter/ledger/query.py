@@ -81,11 +81,11 @@ def report(
     where = where or Where(_ms(since, timezone), _ms(until, timezone), agent=agent, task=task, cli=cli, model=model)
     with ledger.read() as conn:
         rows = _rows(conn, tuple(by), where, timezone)
-        runs = sum(r.amounts.runs for r in _rows(conn, (), where, timezone))
+        apart = rows if set(by).isdisjoint(("model", "day", "month")) else _rows(conn, (), where, timezone)
     total = NOTHING
     for row in rows:
         total = total.plus(row.amounts)
-    return Report(tuple(by), tuple(sorted(rows, key=_order(by))), total._replace(runs=runs))
+    return Report(tuple(by), tuple(sorted(rows, key=_order(by))), total._replace(runs=sum(r.amounts.runs for r in apart)))
 
 
 def check(by: Iterable[str]) -> None:
@@ -141,19 +141,21 @@ def _grouped(conn: Connection, dims: tuple[str, ...], where: Where, timezone: st
 
 def _with_usage(keys: list[Any], names: list[str], where: Where) -> Select[Any]:
     r, e = t.runs.c, t.entries.c
-    query = select(e.session_id, e.run_key, *keys, *[func.sum(e[s]).label(s) for s in SUMS])
+    query = select(*keys, *[func.sum(e[s]).label(s) for s in SUMS]).select_from(t.entries)
     query = query.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))
     query = query.where(*_of_run(where), *_within(e.minute_ms, where))
     if where.model is not None:
         query = query.where(e.model == where.model)
-    return query.group_by(e.session_id, e.run_key, *names)
+    # in a window SQLite shall go by the minutes' index, not read all entries in the order of the key to group them
+    session = e.session_id if where.since_ms is None and where.until_ms is None else e.session_id + 0
+    return query.group_by(session, e.run_key, *names)
 
 
 def _without_usage(keys: list[Any], where: Where) -> Select[Any]:
     r, e = t.runs.c, t.entries.c
     nothing = cast(null(), t.BIG)
     used = exists().where(e.session_id == r.session_id, e.run_key == r.run_key)
-    query = select(r.session_id, r.run_key, *keys, *[nothing.label(s) for s in SUMS])
+    query = select(*keys, *[nothing.label(s) for s in SUMS]).select_from(t.runs)
     query = query.where(~used, *_of_run(where), *_within(r.ended_ms, where))
     return query.where(false()) if where.model is not None else query
 

@@ -101,7 +101,7 @@ runs = Table(
     Column("started_ms", BIG), Column("ended_ms", BIG), Column("duration_ms", BIG), Column("exit_code", Integer), Column("signal", Integer),
     Column("trace_id", Text, nullable=False), Column("span_id", Text, nullable=False), Column("parent_span_id", Text),
     Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
-    Index("ix_runs_agent_task", "agent", "task"), Index("ix_runs_ended", "ended_ms"),
+    Index("ix_runs_agent_ended", "agent", "ended_ms"), Index("ix_runs_task", "task"), Index("ix_runs_ended", "ended_ms"),
 )  # fmt: skip
 
 entries = Table(

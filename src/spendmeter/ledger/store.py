@@ -108,14 +108,17 @@ class Store:
     def _absorb(self, stray: int, home: int) -> None:
         """Moves what was filed under an alias before the alias was known."""
         old, new = self.load(stray), self.load(home)
-        for table, kind, items, add in (
-            (t.levels, "levels", old.levels, new.add_level), (t.parts, "parts", old.parts, new.add_part),
-            (t.claims, "claims", old.claims, new.add_claim), (t.finishes, "finishes", old.finishes, new.add_finish),
-        ):  # fmt: skip
+        moves: tuple[tuple[str, dict[Any, Any], Any], ...] = (
+            ("levels", old.levels, new.add_level),
+            ("parts", old.parts, new.add_part),
+            ("claims", old.claims, new.add_claim),
+            ("finishes", old.finishes, new.add_finish),
+        )
+        for kind, items, add in moves:
             for key, item in items.items():
-                add(item)  # type: ignore[operator]
+                add(item)
                 self._mark(home, kind, key)
-            self.conn.execute(delete(table).where(table.c.session_id == stray))
+            self.conn.execute(delete(_TABLES[kind]).where(_TABLES[kind].c.session_id == stray))
         self.facts[stray] = SessionFacts(old.cli, old.session)
         self.grown |= {stray, home}
 
@@ -195,7 +198,15 @@ def _level_row(sid: int, f: SessionFacts, key: tuple[str, str, str]) -> dict[str
 
 def _part_row(sid: int, f: SessionFacts, key: tuple[str, str, str]) -> dict[str, Any]:
     p = f.parts[key]
-    return {"session_id": sid, "kind": p.kind, "part_id": p.part_id, "model": p.model, **p.usage._asdict(), "role": p.role, "guess": p.guess}
+    return {
+        "session_id": sid,
+        "kind": p.kind,
+        "part_id": p.part_id,
+        "model": p.model,
+        **p.usage._asdict(),
+        "role": p.role,
+        "guess": p.guess,
+    }
 
 
 def _finish_row(sid: int, f: SessionFacts, key: str) -> dict[str, Any]:
@@ -240,7 +251,9 @@ def _load(conn: Connection, sid: int, head: Any) -> SessionFacts:
     f.prompts = {r.at_ms for r in rows(t.prompts)}
     for r in rows(t.levels):
         used = Usage(*[getattr(r, x) for x in FIELDS])
-        f.levels[r.epoch, r.reading, r.model] = Level(cli, name, r.model, used, r.epoch, r.reading, r.epoch_ms, r.start_ms, r.read_ms, r.guess)
+        f.levels[r.epoch, r.reading, r.model] = Level(
+            cli, name, r.model, used, r.epoch, r.reading, r.epoch_ms, r.start_ms, r.read_ms, r.guess
+        )
     for r in rows(t.parts):
         used = Usage(*[getattr(r, x) for x in FIELDS])
         f.parts[r.kind, r.part_id, r.model] = Part(cli, name, r.kind, r.part_id, r.model, used, r.role, r.guess)

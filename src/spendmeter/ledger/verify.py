@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from spendmeter.ledger import Ledger, derive, now_ms, posting, schema as t
+from spendmeter.ledger import Ledger, derive, now_ms, posting
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import Store
 
 
@@ -61,7 +62,10 @@ def _session(
 
 
 def _series(conn: Connection, wanted: dict[tuple[str, str], int]) -> list[Difference]:
-    sums = {r.series_id: int(r.n) for r in conn.execute(select(t.posted.c.series_id, func.sum(t.posted.c.amount).label("n")).group_by(t.posted.c.series_id))}
+    sums = {
+        r.series_id: int(r.n)
+        for r in conn.execute(select(t.posted.c.series_id, func.sum(t.posted.c.amount).label("n")).group_by(t.posted.c.series_id))
+    }
     out, seen = [], set()
     for r in conn.execute(select(t.series)):
         key = r.family, r.labels
@@ -73,5 +77,9 @@ def _series(conn: Connection, wanted: dict[tuple[str, str], int]) -> list[Differ
             out.append(Difference("series", f"{name} by session", str(sums.get(r.id, 0)), str(r.target)))
         if r.value < r.target:
             out.append(Difference("series", f"{name} shown", str(r.value), f"at least {r.target}"))
-    out += [Difference("series", f"{f} {labels}", "missing", str(n)) for (f, labels), n in sorted(wanted.items()) if n and (f, labels) not in seen]
+    out += [
+        Difference("series", f"{f} {labels}", "missing", str(n))
+        for (f, labels), n in sorted(wanted.items())
+        if n and (f, labels) not in seen
+    ]
     return out

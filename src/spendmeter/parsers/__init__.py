@@ -1,28 +1,35 @@
 """Parsers: bytes in, observations out. A parser only reads; it never prices and never stores.
 
 To add a CLI: one module with ``NAME``, ``MARKS``, ``is_stdout``, ``is_file``, ``StdoutReader``, ``FileReader``, and its name in ``PARSERS``.
+A CLI that keeps a database has ``is_database`` and ``read_database`` besides. Modules of third parties are found by the entry point group
+``spendmeter.parsers``; of theirs, ``PLACES`` (see ``places``) tells where the CLI's session files are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, Protocol
 
 from spendmeter.errors import ParseError
-from spendmeter.parsers import claude
+from spendmeter.parsers import claude, codex, copilot, gemini, opencode, places, qwen
 from spendmeter.parsers.scan import Scanner
 from spendmeter.records import Observation, Skip
 
-PARSERS: tuple[ModuleType, ...] = (claude,)
+PARSERS: tuple[Any, ...] = (claude, codex, gemini, qwen, opencode, copilot)
+GROUP = "spendmeter.parsers"  # entry points of third parties
 CHUNK = 1 << 20
+_NEEDED = ("NAME", "MARKS", "is_stdout", "is_file", "StdoutReader", "FileReader")
+_SESSION_KEYS = ("session_id", "sessionId", "sessionID", "thread_id")
+_SQLITE = b"SQLite format 3\0"
 
 
 class Reader(Protocol):
-    """Reads rows of one source of one CLI."""
+    """Reads rows of one source of one CLI. ``last_ms``: each session's last own row, None where its rows bear no time."""
 
-    last_ms: dict[str, int]
+    last_ms: Mapping[str, int | None]
 
     def row(self, line: int, r: dict[str, Any]) -> None:
         """Takes the row at *line*."""
@@ -61,10 +68,10 @@ class Stream:
     @property
     def last_ms(self) -> dict[str, int]:
         """Time of the last own row of each session, ms since the epoch."""
-        return {s: t for reader in self._readers.values() for s, t in reader.last_ms.items()}
+        return {s: t for reader in self._readers.values() for s, t in reader.last_ms.items() if t is not None}
 
-    def ends(self, cli: str, kind: str) -> dict[str, int]:
-        """Time of each session's last own row in what one reader has read."""
+    def ends(self, cli: str, kind: str) -> dict[str, int | None]:
+        """Time of each session's last own row in what one reader has read, None where its rows bear no time."""
         return dict(self._readers[cli, kind].last_ms)
 
     @property
@@ -82,20 +89,57 @@ class Stream:
                 made = parser.StdoutReader(self._source) if kind == "stdout" else parser.FileReader(self._source, self._session)
                 reader = self._readers[parser.NAME, kind] = made
             reader.row(line, row)
-            if isinstance(session := row.get("session_id") or row.get("sessionId"), str):
-                self.sessions.add(session)
+            self.sessions.update(s for key in _SESSION_KEYS if isinstance(s := row.get(key), str) and s)
             return
+
+    def add_database(self, path: Path) -> bool:
+        """Takes the database at *path* whole; False if no CLI knows it."""
+        for parser in self._parsers:
+            if hasattr(parser, "read_database") and parser.is_database(path):
+                self._readers[parser.NAME, "file"] = parser.read_database(path, self._source)
+                return True
+        return False
+
+
+@cache
+def _found() -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    """All parsers, and a line for each of a third party that is of no use."""
+    parsers, broken = list(PARSERS), []
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
+        try:
+            module = point.load()
+        except Exception as e:  # noqa: BLE001 - somebody else's module may raise anything
+            broken.append(f'parser "{point.name}" ({point.value}) cannot be loaded: {type(e).__name__}')
+            continue
+        lacks = [n for n in _NEEDED if not hasattr(module, n)]
+        if lacks or module.NAME in {p.NAME for p in parsers}:
+            broken.append(f'parser "{point.name}" ({point.value}) {f"has no {lacks[0]}" if lacks else "has the name of another"}')
+            continue
+        parsers.append(module)
+    return tuple(parsers), tuple(broken)
 
 
 def names() -> list[str]:
     """Names of the CLIs that can be read."""
-    return [p.NAME for p in PARSERS]
+    return [p.NAME for p in _found()[0]]
 
 
-def _chosen(cli: str | None) -> tuple[ModuleType, ...]:
+def broken() -> tuple[str, ...]:
+    """A line for each parser of a third party that was passed over, and why."""
+    return _found()[1]
+
+
+def places_of(cli: str) -> places.Places | None:
+    """Where *cli* keeps its session files; None where its parser does not say."""
+    found = next((getattr(p, "PLACES", None) for p in _found()[0] if cli == p.NAME), None)
+    return found or places.PLACES.get(cli)
+
+
+def _chosen(cli: str | None) -> tuple[Any, ...]:
+    every = _found()[0]
     if cli is None:
-        return PARSERS
-    found = tuple(p for p in PARSERS if cli == p.NAME)
+        return every
+    found = tuple(p for p in every if cli == p.NAME)
     if not found:
         raise ParseError(f'--cli "{cli}" is not one of {", ".join(names())}')
     return found
@@ -118,15 +162,36 @@ def read(handle: BinaryIO, cli: str | None, source: str, session: str = "") -> t
     return stream.finish(), stream
 
 
+def is_source(path: Path) -> bool:
+    """Whether *path* may be read: text, or a database of a known CLI."""
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(4096)
+    except OSError:
+        return True  # reading it will say why
+    return b"\0" not in head or (is_database(head) and Stream(None, path.name).add_database(path))
+
+
+def is_database(head: bytes) -> bool:
+    """Whether a file that begins with *head* is a SQLite database."""
+    return head.startswith(_SQLITE)
+
+
 def read_file(path: Path, cli: str | None = None) -> tuple[list[Observation], Stream]:
-    """Reads the file at *path*.
+    """Reads the file at *path*, a database too.
 
     Raises:
         ParseError: it cannot be opened or read.
     """
+    session = places.session_of(path, cli)
     try:
         with path.open("rb") as handle:
-            return read(handle, cli, path.name)
+            if is_database(handle.read(len(_SQLITE))):
+                stream = Stream(cli, path.name, session)
+                stream.add_database(path)
+                return stream.finish(), stream
+            handle.seek(0)
+            return read(handle, cli, path.name, session)
     except OSError as e:
         raise ParseError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from None
 

@@ -9,11 +9,31 @@ from typing import Any
 
 from spendmeter.parsers.fields import count, mapping, text, when_ms
 from spendmeter.records import (
-    NOTHING, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Usage, to_nusd,
-)  # fmt: skip
+    NOTHING,
+    Base,
+    Call,
+    Context,
+    Finish,
+    Level,
+    Moment,
+    Observation,
+    Part,
+    Skip,
+    Usage,
+    to_nusd,
+)
 
 NAME = "claude"
-MARKS = (b'"assistant"', b'"result"', b'"stream_event"', b'"init"', b'"cost-state"', b'"queue-operation"', b'"api-request"', b'"modelUsage"')
+MARKS = (
+    b'"assistant"',
+    b'"result"',
+    b'"stream_event"',
+    b'"init"',
+    b'"cost-state"',
+    b'"queue-operation"',
+    b'"api-request"',
+    b'"modelUsage"',
+)
 SYNTHETIC = "<synthetic>"
 _OUTCOMES = {"success": "ok", "error_max_turns": "max_turns", "error_max_budget_usd": "max_budget"}
 _ABORTS = {"aborted_streaming", "aborted_tools", "interrupted", "aborted"}
@@ -22,17 +42,22 @@ _FILE_TYPES = {"assistant", "user", "cost-state", "queue-operation", "api-reques
 
 
 def is_stdout(row: dict[str, Any]) -> bool:
-    """Whether *row* is an event that claude prints (qwen prints look-alikes without these keys)."""
+    """Whether *row* is an event that claude prints. Qwen prints look-alikes, whose answers bear their row's id and whose streams no usage."""
     if row.get("type") not in _STDOUT_TYPES or not isinstance(row.get("session_id"), str):
         return False
-    return bool({"modelUsage", "request_id", "claude_code_version", "api_message_id"} & row.keys()) or (
-        row["type"] in ("assistant", "stream_event") and "parent_tool_use_id" in row
-    )
+    if {"modelUsage", "request_id", "claude_code_version", "api_message_id"} & row.keys():
+        return True
+    if row["type"] == "assistant" and "parent_tool_use_id" in row:
+        return mapping(row.get("message")).get("id") != row.get("uuid")
+    event = mapping(row.get("event")) if row["type"] == "stream_event" and "parent_tool_use_id" in row else {}
+    return "usage" in event or "usage" in mapping(event.get("message"))
 
 
 def is_file(row: dict[str, Any]) -> bool:
-    """Whether *row* stands in a claude transcript."""
-    return row.get("type") in _FILE_TYPES and isinstance(row.get("sessionId"), str) and "payload" not in row
+    """Whether *row* stands in a claude transcript; the messages of qwen's look-alikes have parts."""
+    if row.get("type") not in _FILE_TYPES or not isinstance(row.get("sessionId"), str) or "payload" in row:
+        return False
+    return "parts" not in mapping(row.get("message"))
 
 
 def usage_of(u: dict[str, Any]) -> Usage | None:
@@ -41,21 +66,36 @@ def usage_of(u: dict[str, Any]) -> Usage | None:
     ``cache_creation`` splits the writes by lifetime; what it leaves over counts as 5m.
     """
     kinds = mapping(u.get("cache_creation"))
-    written, hour, five = u.get("cache_creation_input_tokens"), kinds.get("ephemeral_1h_input_tokens"), kinds.get("ephemeral_5m_input_tokens")
+    written, hour, five = (
+        u.get("cache_creation_input_tokens"),
+        kinds.get("ephemeral_1h_input_tokens"),
+        kinds.get("ephemeral_5m_input_tokens"),
+    )
     thinking = mapping(u.get("output_tokens_details")).get("thinking_tokens")
     searches = mapping(u.get("server_tool_use")).get("web_search_requests")
-    return _usage(u.get("input_tokens"), u.get("cache_read_input_tokens"), written, five, hour, u.get("output_tokens"), thinking, searches, None)
+    return _usage(
+        u.get("input_tokens"), u.get("cache_read_input_tokens"), written, five, hour, u.get("output_tokens"), thinking, searches, None
+    )
 
 
 def model_usage(v: dict[str, Any]) -> Usage | None:
     """Usage of one entry of ``modelUsage``, its cost too; None when a count in it is no count."""
     return _usage(
-        v.get("inputTokens"), v.get("cacheReadInputTokens"), v.get("cacheCreationInputTokens"), v.get("cacheCreationEphemeral5mInputTokens"),
-        v.get("cacheCreationEphemeral1hInputTokens"), v.get("outputTokens"), v.get("thinkingTokens"), v.get("webSearchRequests"), v.get("costUSD"),
-    )  # fmt: skip
+        v.get("inputTokens"),
+        v.get("cacheReadInputTokens"),
+        v.get("cacheCreationInputTokens"),
+        v.get("cacheCreationEphemeral5mInputTokens"),
+        v.get("cacheCreationEphemeral1hInputTokens"),
+        v.get("outputTokens"),
+        v.get("thinkingTokens"),
+        v.get("webSearchRequests"),
+        v.get("costUSD"),
+    )
 
 
-def _usage(tin: object, read: object, written: object, five: object, hour: object, out: object, think: object, web: object, cost: object) -> Usage | None:
+def _usage(
+    tin: object, read: object, written: object, five: object, hour: object, out: object, think: object, web: object, cost: object
+) -> Usage | None:
     told = (tin, read, written, five, hour, out, think, web)
     values = [count(x) for x in told]
     if any(x is not None and v is None for x, v in zip(told, values, strict=True)) or (tin is None and out is None):
@@ -162,9 +202,19 @@ class FileReader:
                 self.out.append(Skip(self._source, "bad usage", line))
                 continue
             self.out.append(
-                Level(NAME, session, model, used, str(started), str(r.get("totalDuration")), started, self._segment_ms, self._last_ms,
-                      bool(r.get("hasUnknownModelCost")))
-            )  # fmt: skip
+                Level(
+                    NAME,
+                    session,
+                    model,
+                    used,
+                    str(started),
+                    str(r.get("totalDuration")),
+                    started,
+                    self._segment_ms,
+                    self._last_ms,
+                    bool(r.get("hasUnknownModelCost")),
+                )
+            )
         self._closed = True
 
     def finish(self) -> list[Observation]:
@@ -220,7 +270,9 @@ class StdoutReader:
         if known:
             used, at = used.join(known.usage), known.at_ms if known.at_ms is not None else at
         sub = text(r.get("parent_tool_use_id"))
-        self._seen[session, mid] = Call(NAME, mid, session, used, None, text(message.get("model")), at, "stdout", "main", sub, None, _traits(mapping(raw)))
+        self._seen[session, mid] = Call(
+            NAME, mid, session, used, None, text(message.get("model")), at, "stdout", "main", sub, None, _traits(mapping(raw))
+        )
 
     def _stream(self, line: int, r: dict[str, Any], session: str) -> None:
         event = mapping(r.get("event"))
@@ -234,8 +286,19 @@ class StdoutReader:
             if final:  # a delta does not split the cache writes by lifetime
                 whole = known.usage.join(final._replace(cache_write_5m=None, cache_write_1h=None))
                 self._seen[session, known.call_id] = Call(
-                    NAME, known.call_id, session, whole, None, known.answered, known.at_ms, "stdout", "main", known.subagent, None, known.traits
-                )  # fmt: skip
+                    NAME,
+                    known.call_id,
+                    session,
+                    whole,
+                    None,
+                    known.answered,
+                    known.at_ms,
+                    "stdout",
+                    "main",
+                    known.subagent,
+                    None,
+                    known.traits,
+                )
 
     def _result(self, line: int, r: dict[str, Any], session: str) -> None:
         key = text(r.get("uuid")) or f"{session}:{r.get('total_cost_usd')}:{r.get('duration_ms')}"
@@ -264,7 +327,17 @@ class StdoutReader:
         for used, _ in whole.values():
             every = every.plus(used)
         self.out.append(
-            Finish(NAME, session, key, self._leader.get(session), outcome(r), every, own, count(r.get("duration_ms")), self.last_ms.get(session))
+            Finish(
+                NAME,
+                session,
+                key,
+                self._leader.get(session),
+                outcome(r),
+                every,
+                own,
+                count(r.get("duration_ms")),
+                self.last_ms.get(session),
+            )
         )
 
     def _by_model(self, line: int, raw: object) -> dict[str, tuple[Usage, bool]]:
@@ -282,9 +355,7 @@ class StdoutReader:
         for (session, mid), c in self._seen.items():
             cid = call_id(self._request.get(mid), mid, session, None)
             if cid:
-                self.out.append(
-                    Call(NAME, cid, session, c.usage, None, c.answered, c.at_ms, "stdout", "main", c.subagent, None, c.traits)
-                )
+                self.out.append(Call(NAME, cid, session, c.usage, None, c.answered, c.at_ms, "stdout", "main", c.subagent, None, c.traits))
         self._seen.clear()
         return self.out
 

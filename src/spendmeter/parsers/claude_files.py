@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SLUG_LENGTH = 200  # a longer slug is cut here and gets a hash
-NEWEST = 500  # old transcripts that are looked at again after the child's exit: a continued session is a recent one
+NEWEST = 300  # old transcripts that are looked at again after the child's exit: a continued session is a recent one
 Marks = dict[str, tuple[int, int]]  # name of a file below a project folder -> (size, ctime in ns)
 
 
@@ -77,13 +77,14 @@ class Watch:
         self._changed: set[Path] = set()
 
     def snapshot(self) -> None:
-        """Notes the size of every transcript as it was when the child started."""
+        """Notes the size of every transcript as it was when the child started.
+
+        A file that has changed since, before it was looked at, is taken for a new one: what size it had is not known, and a run
+        without a known start begins with its segment.
+        """
         for folder in self._folders():
-            if folder.name in self._early:
-                self._before[folder.name] = self._early[folder.name]
-                continue
-            is_new = _ctime(folder) >= self.start_ns  # then a file that changed since is taken for a new one
-            self._before[folder.name] = {n: m for n, m in _marks(folder).items() if m[1] < self.start_ns or not is_new}
+            marks = self._early.get(folder.name) or _marks(folder)
+            self._before[folder.name] = {n: m for n, m in marks.items() if m[1] < self.start_ns}
         self._rank()
 
     def poll(self, is_ours: Callable[[int], bool]) -> set[str]:
@@ -105,7 +106,7 @@ class Watch:
     def refresh(self) -> None:
         """Looks at every transcript again; costs some 25 ms for 10,000, so only while no session is known."""
         for folder in self._folders():
-            self._changed |= {folder / name for name, mark in _marks(folder).items() if self._differs(folder.name, name, mark)}
+            self._changed |= {folder / name for name, mark in _marks(folder).items() if self._differs(folder.name, name, mark[0])}
 
     def after(
         self,
@@ -219,24 +220,25 @@ class Watch:
 
     def _look_again(self) -> None:
         """New files by their folders' change, grown ones among the newest: cheap however many there are."""
-        paths = [self.home / "projects" / f / n for _, f, n in self._recent]
+        names = [(f, n) for _, f, n in self._recent]
         for folder in self._folders():
             if _ctime(folder) >= self.start_ns:
                 before = self._before.get(folder.name, {})
-                paths += [folder / n for n in _names(folder) if n.endswith(".jsonl") and n not in before]
-        for path in paths:
-            stat = _stat(path)
-            if stat is not None and self._differs(path.parent.name, path.name, (stat.st_size, stat.st_ctime_ns)):
-                self._changed.add(path)
+                names += [(folder.name, n) for n in _names(folder) if n.endswith(".jsonl") and n not in before]
+        projects = self.home / "projects"
+        for folder_name, name in names:
+            size = _size(f"{projects}/{folder_name}/{name}")
+            if size is not None and self._differs(folder_name, name, size):
+                self._changed.add(projects / folder_name / name)
 
     def _rank(self) -> None:
         known = ((mark[1], f, n) for f, marks in self._before.items() for n, mark in marks.items())
         self._recent = nlargest(NEWEST, known)
 
-    def _differs(self, folder: str, name: str, mark: tuple[int, int]) -> bool:
+    def _differs(self, folder: str, name: str, size: int) -> bool:
         """Whether the file is new, or holds more (a mere touch is no usage)."""
         before = self._before.get(folder, {}).get(name)
-        return before is None or before[0] != mark[0]
+        return before is None or before[0] != size
 
 
 def _told_session(path: Path) -> str | None:
@@ -292,6 +294,13 @@ def _files(folder: Path, suffix: str) -> list[Path]:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
+    except OSError:
+        return None
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - hundreds of Path objects take longer than the look
     except OSError:
         return None
 

@@ -17,6 +17,17 @@ def count(value: object) -> int | None:
     return int(value)
 
 
+def counts(row: dict[str, Any], *names: str) -> tuple[int | None, ...] | None:
+    """The counts under *names*, None for each that is missing; None for all where one is there and is no count."""
+    found = tuple(count(row.get(n)) for n in names)
+    return None if any(v is None and row.get(n) is not None for n, v in zip(names, found, strict=True)) else found
+
+
+def less(whole: int | None, *parts: int | None) -> int | None:
+    """*whole* without its *parts*, at least 0; None where the whole is unknown."""
+    return None if whole is None else max(0, whole - sum(p or 0 for p in parts))
+
+
 def text(value: object) -> str | None:
     """A string that is not empty, cut to 256 characters, else None."""
     return value[:256] if isinstance(value, str) and value else None

@@ -17,8 +17,8 @@ from spendmeter.records import Usage, usd_text
 NAME = "spendmeter.run"
 _NS_PER_MS = 1_000_000
 _ROW = (
-    "cli", "session", "run_key", "agent", "task", "outcome", "implied", "started_ms", "ended_ms", "duration_ms", "exit_code", "signal", "repo",
-    "branch", "commit",
+    "cli", "session", "run_key", "agent", "task", "outcome", "implied", "started_ms", "ended_ms", "duration_ms", "exit_code", "signal",
+    "repo", "branch", "commit",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 from spendmeter.errors import ConfigError, SpendmeterError
 from spendmeter.ledger import Ledger, now_ms
@@ -150,7 +150,10 @@ class Exporter:
         state |= {"failures": state.get("failures", 0) + 1} if sent.failure else {"failures": 0, "success_ms": self._clock()}
         with self._ledger.write() as conn:
             spool.put(conn, EXPORT_KEY + signal, dump(state))
-        if why != self._said.get(signal, ""):
+        said = self._said.get(signal, "")
+        if why == otlp.VAGUE and said:
+            why = said
+        if why != said:
             _log.warning("OTLP %s: %s", signal, f"{why}; kept, and tried again" if why else "sent again")
         self._said[signal] = why
 
@@ -159,7 +162,7 @@ class Exporter:
         with self._ledger.write() as conn:
             for signal in SIGNALS:
                 if signal not in self._exporters:
-                    conn.exec_driver_sql(f"delete from meta where key = '{EXPORT_KEY}{signal}'")
+                    conn.execute(delete(t.meta).where(t.meta.c.key == EXPORT_KEY + signal))
 
     def loop(self, stop: threading.Event) -> None:
         """Exports until *stop* is set: metrics each OTEL_METRIC_EXPORT_INTERVAL, runs every few seconds, slower after failures."""

@@ -14,20 +14,24 @@ from typing import Any, Literal
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-import spendmeter
 from spendmeter.errors import ConfigError
+from spendmeter.ledger.gauges import version
 
 Signal = Literal["metrics", "traces", "logs"]
 SIGNALS: tuple[Signal, ...] = ("metrics", "traces", "logs")
 
 GENAI_SCHEMA = "https://opentelemetry.io/schemas/gen-ai-dev/1.42.0-dev"  # model/manifest.yaml of semantic-conventions-genai, October 2026
-SCOPE = InstrumentationScope("spendmeter", spendmeter.__version__, "")
-GENAI_SCOPE = InstrumentationScope("spendmeter", spendmeter.__version__, GENAI_SCHEMA)
+SCOPE = InstrumentationScope("spendmeter", version(), "")
+GENAI_SCOPE = InstrumentationScope("spendmeter", version(), GENAI_SCHEMA)
 
-_CLASSES = {"metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("trace_exporter", "OTLPSpanExporter"), "logs": ("_log_exporter", "OTLPLogExporter")}
+_CLASSES = {
+    "metrics": ("metric_exporter", "OTLPMetricExporter"), "traces": ("trace_exporter", "OTLPSpanExporter"),
+    "logs": ("_log_exporter", "OTLPLogExporter"),
+}  # fmt: skip
 _REFUSED = (400, 413, 422)  # the data is at fault; 401, 403, 404 and 5xx speak of the endpoint
 _REFUSED_GRPC = ("INVALID_ARGUMENT",)
 _REASON_MAX = 200
+VAGUE = "no success within its timeout"  # all that the SDK says when it gives up before it has tried again
 
 
 def configured(signal: Signal) -> bool:
@@ -44,7 +48,7 @@ def resource(ledger_id: str) -> Resource:
 
     OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win, but not over the instance id: two counters of one identity inflate.
     """
-    base = Resource({"service.name": "spendmeter", "service.version": spendmeter.__version__})
+    base = Resource({"service.name": "spendmeter", "service.version": version()})
     return base.merge(OTELResourceDetector().detect()).merge(Resource({"service.instance.id": ledger_id}))
 
 
@@ -131,7 +135,7 @@ class _Ear(logging.Filter):
         if "max retries" not in text:
             return text
         tried = [r.args[0] for r in self._heard if r.levelno == logging.WARNING and isinstance(r.args, tuple) and r.args]
-        return str(tried[-1]) if tried else text
+        return str(tried[-1]) if tried else VAGUE
 
 
 def _line(text: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -41,9 +42,11 @@ def metrics_data(page: Page, resource: Resource, points_max: int = POINTS_MAX) -
     held: list[Metric] = []
     room = points_max
     for metric, points in _families(page):
-        while points:
-            held.append(_metric(metric, points[:room]))
-            room, points = room - len(points[:room]), points[room:]
+        done = 0
+        while done < len(points):
+            part = points[done : done + room]
+            held.append(_metric(metric, part))
+            done, room = done + len(part), room - len(part)
             if not room:
                 yield _request(held, resource)
                 held, room = [], points_max
@@ -98,7 +101,7 @@ def _exemplar(raw: str, money: bool) -> Exemplar:
 def _durations(h: Durations, start: int, now: int) -> HistogramDataPoint:
     """OTLP's buckets are not cumulative, and have one more for what is above the last edge."""
     upto = [0, *h.buckets, h.count]
-    counts = [b - a for a, b in zip(upto, upto[1:], strict=False)]
+    counts = [b - a for a, b in pairwise(upto)]
     unknown: Any = None  # the least and the longest run are not kept
     return HistogramDataPoint(
         _named(m.RUN_DURATION, h.labels), start, now, h.count, h.sum_ms / 1000, counts, m.DURATION_BUCKETS_S, unknown, unknown

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from spendmeter import metrics as m
-from spendmeter.ledger.exposition import Histogram, Memo, Page, Row
+from spendmeter.ledger.exposition import Histogram, Page, Row
 from spendmeter.records import NANO
 
 CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
@@ -94,22 +94,24 @@ def _counter(metric: m.Metric, rows: list[Row], page: Page, open_: bool) -> Iter
         if series_id not in known:
             known[series_id] = _labels(metric.labels, json.loads(labels))
     if open_:
-        return _open_counter(metric, rows, page.memo, _created(page))
+        return _open_counter(metric, rows, page.memo.exemplars, known, _created(page))
     if metric.money:
         return [f"{name}{known[i]} {usd(value)}\n" for i, _, value, _ in rows]
     return [f"{name}{known[i]} {value}\n" for i, _, value, _ in rows]
 
 
-def _open_counter(metric: m.Metric, rows: list[Row], memo: Memo, created: str | None) -> Iterator[str]:
-    known, name, money = memo.labels, metric.sample, metric.money
+def _open_counter(
+    metric: m.Metric, rows: list[Row], exemplars: dict[int, tuple[str, str]], known: dict[int, str], created: str | None
+) -> Iterator[str]:
+    name, money = metric.sample, metric.money
     since = "" if created is None else f"{metric.prometheus}_created"
     for i, _, value, raw in rows:
         text = known[i]
         exemplar = ""
         if raw:
-            kept = memo.exemplars.get(i)
+            kept = exemplars.get(i)
             if kept is None or kept[0] != raw:
-                kept = memo.exemplars[i] = raw, _exemplar(raw, money)
+                kept = exemplars[i] = raw, _exemplar(raw, money)
             exemplar = kept[1]
         yield f"{name}{text} {usd(value) if money else value}{exemplar}\n"
         if since:

@@ -82,7 +82,7 @@ def as_table(report: Report, console: Console, title: str = "") -> RenderableTyp
     for compact, bars in ((False, True), (True, True), (True, False)):
         if _width(report, columns, m, compact=compact, bars=bars) <= console.width:
             return _table(report, columns, m, compact=compact, bars=bars, title=title)
-    while len(columns) > 1 and _width(report, columns, m, compact=True, bars=False) > console.width:
+    while columns and _width(report, columns, m, compact=True, bars=False) > console.width:
         columns.remove(max(columns, key=lambda c: c.rank))
     return _table(report, columns, m, compact=True, bars=False, title=title)
 

@@ -68,16 +68,13 @@ def spans(run: FinishedRun, resource: Resource) -> Iterator[ReadableSpan]:
         mine = [c for c in run.calls if c.subagent == name]
         contexts[name] = _context(trace, _child_id(row, "subagent", name))
         times = [c.at_ms for c in mine if c.at_ms is not None] or [end]
-        said = _common(row, "invoke_agent", mine[0].asked or mine[0].answered) | {AGENT: name} | usage_attributes(total(c.usage for c in mine))
-        yield _span(f"invoke_agent {name}", contexts[name], root, said, (min(times), max(times)), resource)
+        said = _common(row, "invoke_agent", mine[0].asked or mine[0].answered) | usage_attributes(total(c.usage for c in mine))
+        yield _span(f"invoke_agent {name}", contexts[name], root, said | {AGENT: name}, (min(times), max(times)), resource)
     for call in run.calls:
         at = call.at_ms if call.at_ms is not None else end
+        name = f"chat {call.answered or call.asked or ''}".rstrip()
         context = _context(trace, _child_id(row, "call", call.call_id))
-        model = call.answered or call.asked
-        yield _span(
-            f"chat {model}" if model else "chat", context, contexts[call.subagent or None], _call_attributes(row, call), (at, at), resource,
-            kind=SpanKind.CLIENT,
-        )  # fmt: skip
+        yield _span(name, context, contexts[call.subagent or None], _call_attributes(row, call), (at, at), resource, kind=SpanKind.CLIENT)
 
 
 def _window(run: FinishedRun) -> tuple[int, int]:
@@ -101,7 +98,7 @@ def _status(outcome: str) -> Status:
     return Status() if outcome in FINE else Status(StatusCode.ERROR, outcome)
 
 
-def _span(
+def _span(  # noqa: PLR0917 - ReadableSpan's own order
     name: str, context: SpanContext, parent: SpanContext | None, attributes: Attributes, window_ms: tuple[int, int], resource: Resource,
     *, kind: SpanKind = SpanKind.INTERNAL, status: Status | None = None,
 ) -> ReadableSpan:  # fmt: skip

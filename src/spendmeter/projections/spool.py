@@ -82,8 +82,8 @@ def _entries(conn: Connection, w: Waiting) -> tuple[dict[str, Usage], int | None
     counts = []
     for e in conn.execute(select(t.entries).where(t.entries.c.session_id == w.session_id, t.entries.c.run_key == w.run_key)):
         costs = [x for x in (e.reported_nusd, e.estimated_nusd) if x is not None]
-        used = [getattr(e, f) for f in _FIELDS]
-        found.setdefault(e.model, []).append(Usage(*used, sum(costs) if costs else None))
+        used = [*(getattr(e, f) for f in _FIELDS), sum(costs) if costs else None]
+        found.setdefault(e.model, []).append(Usage(*used))
         counts += [e.calls] if e.calls is not None else []
     return {model: total(parts) for model, parts in sorted(found.items())}, sum(counts) if counts else None
 

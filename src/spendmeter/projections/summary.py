@@ -22,7 +22,7 @@ def finish_line(run: RunLine, m: Messages) -> str:
     a = run.amounts
     cached = m.text("run.cached", n=m.compact(a.cached)) if a.cached else ""
     return m.text(
-        "run.line", icon=ICONS.get(run.outcome, ICONS["unknown"]), agent=_agent(run.agent, m), outcome=m.outcome(run.outcome),
+        "run.line", icon=ICONS.get(run.outcome, ICONS["unknown"]), agent=_agent(run.agent, m), outcome=_plain(m.outcome(run.outcome)),
         usage=_usage(a, m), cost=m.text("run.cost_unknown") if a.cost_nusd is None else m.money(a.cost_nusd), cached=cached,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, Tags, Usage
+from spendmeter.records import NOTHING, Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, Tags, Usage
 
 Key = tuple[str, str]  # (cli, session)
 
@@ -137,6 +137,11 @@ class SessionFacts:
         self.finishes[o.run_key] = new
         return new != old
 
+    def first_restored(self) -> Usage | None:
+        """What the first result's process had restored; None where no result tells its own usage apart."""
+        first = min(self.finishes.values(), key=lambda x: (x.total.tokens, x.run_key), default=None)
+        return None if first is None or first.own == NOTHING else first.total.minus(first.own)
+
     def add_claim(self, o: Claim) -> bool:
         """Takes the user's word; a later one wins where it says something."""
         old = self.claims.get(o.claim_id)
@@ -191,11 +196,25 @@ class Book:
         rest = []
         for o in observations:
             if isinstance(o, Alias):
-                self.aliases[o.cli, o.alias] = o.session
+                self._alias(o)
             else:
                 rest.append(o)
         for o in rest:
             self._add(o)
+
+    def _alias(self, o: Alias) -> None:
+        """From now on one session; what was filed under the alias before moves over."""
+        self.aliases[o.cli, o.alias] = o.session
+        stray = self.sessions.pop((o.cli, o.alias), None)
+        if stray is None or o.alias == o.session:
+            return
+        home = self.at(o.cli, o.session)
+        for level in stray.levels.values():
+            home.add_level(replace(level, session=o.session))
+        for finish in stray.finishes.values():
+            home.add_finish(replace(finish, session=o.session))
+        for claim in stray.claims.values():
+            home.add_claim(replace(claim, session=o.session))
 
     def _add(self, o: Observation | Claim) -> None:
         if isinstance(o, Skip):

@@ -15,6 +15,8 @@ from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.records import NOTHING, Level, Part, Usage, total
 
 ONE_ID_SPACE = frozenset({"claude", "opencode", "copilot"})  # their call ids are the same in every source
+ID_SPACES = ("file", "otlp", "stdout")  # of the others: each is a view of its own
+RUN_PARTS = frozenset({"run", "utility"})  # kinds of parts that tell what one run alone used; their part id is the run's key
 POOL, UNKNOWN = "~pool", "unknown"
 FOREVER = 1 << 62
 Cells = dict[str, Usage]
@@ -156,8 +158,7 @@ class Rule:
         """A fork seen on stdout alone: what it had restored is exactly another session's total at some run's end."""
         if not self.stdout_only or not self.facts.finishes or len({self.cell_named(m) for m in self._told}) != 1:
             return
-        first = min(self.facts.finishes.values(), key=lambda x: (x.total.tokens, x.run_key))
-        rest = tokens_only(first.total.minus(first.own))
+        rest = tokens_only(self.facts.first_restored() or NOTHING)
         for peer in sorted(p for p in self.foreign.peer_totals if tokens_only(p) == rest and rest.known):
             out[None, self.cell_named(next(iter(self._told)))] = peer
 
@@ -172,7 +173,14 @@ class Rule:
         calls, levels, parts = self._facts(paid)
         names = calls.keys() | levels.keys() | parts.keys()
         out = {n: self._cell(n, calls[n], levels[n], parts[n]) for n in names if n}
-        return self._unnamed(out, levels[""], parts[""])
+        return self._unnamed(out, levels[""], parts[""], self._aside(calls))
+
+    def _aside(self, calls: Mapping[str, list[CallFact]]) -> Usage:
+        """What calls used that no reading of the session covers."""
+        out = NOTHING
+        for view in self._call_views([c for cs in calls.values() for c in cs if c.role == "hidden"]):
+            out = out.join(total(c.usage for c in view))
+        return out
 
     def _facts(self, paid: bool) -> tuple[dict[str, list[CallFact]], dict[str, list[Level]], dict[str, list[Part]]]:
         """Calls, readings and increments by cell ("" = of all models together)."""
@@ -190,30 +198,45 @@ class Rule:
                 parts[self.cell_named(p.model) if p.model else ""].append(p)
         return calls, levels, parts
 
-    def along(self, points: Sequence[int], paid: bool = False) -> list[Cells]:
-        """Totals by cell of all facts dated up to each of *points* (ascending); they rise from point to point."""
-        calls, levels, _ = self._facts(paid)
+    def along(self, points: Sequence[int], paid: bool = False, dates: Mapping[str, int] | None = None) -> list[Cells]:
+        """Totals by cell of all facts dated up to each of *points* (ascending); they rise from point to point.
+
+        Args:
+            dates: when the runs ended whose own usage parts tell, by part id.
+        """
+        calls, levels, parts = self._facts(paid)
+        own = {n: [p for p in ps if p.kind in RUN_PARTS and p.part_id in (dates or {})] for n, ps in parts.items()}
         out: list[Cells] = [{} for _ in points]
-        for name in (calls.keys() | levels.keys()) - {""}:
-            for cells, used in zip(out, self._cell_along(name, calls[name], levels[name], points), strict=True):
+        for name in (calls.keys() | levels.keys() | {n for n, ps in own.items() if ps}) - {""}:
+            lines = self._cell_along(name, calls[name], levels[name], points)
+            if own.get(name):
+                lines = _with_parts(lines, own[name], dates or {}, points)
+            for cells, used in zip(out, [main.plus(hidden) for main, hidden in lines], strict=True):
                 if any(x is not None for x in used):
                     cells[name] = used
         return out
 
-    def _cell_along(self, name: str, calls: list[CallFact], levels: list[Level], points: Sequence[int]) -> list[Usage]:
+    def _cell_along(self, name: str, calls: list[CallFact], levels: list[Level], points: Sequence[int]) -> list[tuple[Usage, Usage]]:
+        """(what readings cover, what they do not) at each of *points*."""
         dated = sorted((c for c in calls if c.at_ms is not None), key=lambda c: c.at_ms or 0)
-        views = [[(c.at_ms or 0, c.usage) for c in v] for role in ("main", "hidden") for v in self._call_views([c for c in dated if c.role == role])]
+        views = [
+            [(c.at_ms or 0, c.usage) for c in v]
+            for role in ("main", "hidden")
+            for v in self._call_views([c for c in dated if c.role == role])
+        ]
         half = len(views) // 2
         lines = [_running(v, points) for v in views]
-        lines.insert(half, self._segments_along(name, [c for c in dated if c.role == "main" and c.views != {"stdout"}], levels, points))
+        for view in self._call_views([c for c in dated if c.role == "main" and c.views != {"stdout"}]):
+            lines.insert(half, self._segments_along(name, view, levels, points))
+            half += 1
         out = []
         for i in range(len(points)):
             main, hidden = NOTHING, NOTHING
-            for line in lines[: half + 1]:
+            for line in lines[:half]:
                 main = main.join(line[i])
-            for line in lines[half + 1 :]:
+            for line in lines[half:]:
                 hidden = hidden.join(line[i])
-            out.append(main.plus(hidden))
+            out.append((main, hidden))
         return out
 
     def _segments_along(self, name: str, calls: list[CallFact], levels: list[Level], points: Sequence[int]) -> list[Usage]:
@@ -244,7 +267,14 @@ class Rule:
         return read
 
     def _rise(
-        self, name: str, i: int, read: Mapping[Segment, list[Level]], before: dict[str, Usage], *, until_ms: int = FOREVER, keep: bool = False
+        self,
+        name: str,
+        i: int,
+        read: Mapping[Segment, list[Level]],
+        before: dict[str, Usage],
+        *,
+        until_ms: int = FOREVER,
+        keep: bool = False,
     ) -> Usage:
         """What the readings of segment *i* rose by over those before them; *keep* lets the next one start from there."""
         if i < 0 or self.segments[i] not in read:
@@ -256,15 +286,15 @@ class Rule:
             before[segment.epoch] = floor.join(peak)
         return peak.minus(floor)
 
-    def _unnamed(self, out: Cells, levels: list[Level], parts: list[Part]) -> Cells:
-        """Adds what views without a model saw beyond the cells' sum."""
+    def _unnamed(self, out: Cells, levels: list[Level], parts: list[Part], aside: Usage) -> Cells:
+        """Adds what views without a model saw beyond the cells' sum; they do not see calls *aside*."""
         top = NOTHING
         for v in levels:
             if not v.model:
                 top = top.join(v.usage)
         base = self._bases[None, ""]
         top = top.minus(base).join(total(p.usage for p in parts if not p.model))
-        extra = top.minus(total(out.values()))
+        extra = top.minus(total(out.values()).minus(aside))
         if any(extra[:7]):
             name = next(iter(out)) if len(out) == 1 else UNKNOWN
             out[name] = out.get(name, NOTHING).plus(extra)
@@ -277,21 +307,26 @@ class Rule:
             best = NOTHING
             for view in self._call_views(mine):
                 best = best.join(total(c.usage for c in view))
+                if role == "main" and self._starts:
+                    best = best.join(self._by_segment(name, view, levels))
             if role == "main":
-                if any(v.epoch for v in levels) or self._starts:
-                    best = best.join(self._by_segment(name, mine, levels))
                 best = best.join(self._peak(v for v in levels if not v.epoch).minus(self._bases[None, name]))
             for kind in {p.kind for p in parts if p.role == role}:
                 best = best.join(total(p.usage for p in parts if p.role == role and p.kind == kind))
             out = out.plus(best)
-        for kind in {p.kind for p in parts if p.role == "any"}:
-            out = out.join(total(p.usage for p in parts if p.role == "any" and p.kind == kind))
+        if any(p.role == "any" for p in parts):  # some runs tell their roles apart and some do not: runs add up
+            out = out.join(total(p.usage for p in parts if p.kind in RUN_PARTS))
         return out
 
     def _call_views(self, calls: list[CallFact]) -> list[list[CallFact]]:
         if self.facts.cli in ONE_ID_SPACE:
             return [calls]
-        return [[c for c in calls if view in c.views] for view in ("file", "otlp")]
+        return [[c for c in calls if view in c.views] for view in ID_SPACES]
+
+    def best_view(self) -> list[CallFact]:
+        """The calls, each once: of views that cannot be joined the one that tells most."""
+        calls = list(self.facts.calls.values())
+        return max(self._call_views(calls), key=lambda view: total(c.usage for c in view).tokens)
 
     def _by_segment(self, name: str, calls: list[CallFact], levels: list[Level]) -> Usage:
         """Segments add up; in each, the larger of its calls and of what its reading rose by."""
@@ -324,6 +359,19 @@ class Rule:
             if c.answered:
                 answered[self.cell_of(c)].add(plain(c.answered))
         return {cell: next(iter(names)) for cell, names in answered.items() if len(names) == 1}
+
+
+def _with_parts(lines: list[tuple[Usage, Usage]], parts: list[Part], dates: Mapping[str, int], points: Sequence[int]) -> list[tuple[Usage, Usage]]:
+    """Joins in what the runs that had ended by each of *points* told of themselves."""
+    ended = sorted(((dates[p.part_id], p) for p in parts), key=lambda x: x[0])
+    main = _running([(at, p.usage) for at, p in ended if p.role == "main"], points)
+    hidden = _running([(at, p.usage) for at, p in ended if p.role == "hidden"], points)
+    every = _running([(at, p.usage) for at, p in ended], points) if any(p.role == "any" for p in parts) else [NOTHING] * len(points)
+    out = []
+    for (m, h), more, aside, whole in zip(lines, main, hidden, every, strict=True):
+        m, h = m.join(more), h.join(aside)
+        out.append((m.plus(h).join(whole).minus(h) if whole.known else m, h))
+    return out
 
 
 def _running(dated: list[tuple[int, Usage]], points: Sequence[int]) -> list[Usage]:

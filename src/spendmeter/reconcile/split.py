@@ -12,8 +12,15 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.rule import FOREVER, POOL, UNKNOWN, Cells, Foreign, Rule, apply
-from spendmeter.records import NOTHING, Claim, Finish, Level, Tags, Usage, total
+from spendmeter.reconcile.rule import FOREVER, POOL, RUN_PARTS, UNKNOWN, Cells, Foreign, Rule, apply, tokens_only
+from spendmeter.records import NOTHING, Claim, Finish, Level, Part, Tags, Usage, total
+
+
+DATED_ON_STDOUT = frozenset({"opencode"})  # they print each call of the main agent, with its time
+UNTOLD = {  # what a CLI prints of no run
+    "codex": "subagents: codex does not print what they used, only its session files tell",
+    "opencode": "model and subagents: opencode does not print them, only its database tells",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     rule = Rule(facts, foreign)
     runs = _runs(facts)
     whole = _Cut(rule.cells(), rule.cells(paid=True))
-    dated = any(c.at_ms is not None and c.views != {"stdout"} for c in facts.calls.values()) or bool(rule.segments)
+    printed = facts.cli in DATED_ON_STDOUT
+    dated = any(c.at_ms is not None and (printed or c.views != {"stdout"}) for c in facts.calls.values()) or bool(rule.segments)
     shares = _by_time(rule, runs, whole) if dated else _by_level(rule, runs, whole)
     made = _Pieces(rule)
     slices = [made.slice(*share) for share in shares]
@@ -87,11 +95,14 @@ def _unknown(rule: Rule, run: _Run, made: RunSlice, *, first: bool) -> tuple[str
         return ()
     if not run.readings:
         return ("tokens_out: the stream ended without a result, what is counted is a lower bound",)
+    untold = [UNTOLD[rule.facts.cli]] if rule.facts.cli in UNTOLD else []
+    if any(p.role == "any" and p.part_id in run.readings for p in rule.facts.parts.values()):
+        untold.append("reasoning: the stream leaves it and the tools' input out, what is counted is a lower bound")
     asked = [b for (kind, _), b in rule.facts.bases.items() if kind == "restored"]
     based = any(rule.base_of(c.model).known for c in made.pieces)
-    if first and not based and any(b is None for b in asked) and run.level.minus(run.own).tokens:
-        return ("share: if this run resumed or forked a session, the result alone does not tell what that had used before",)
-    return ()
+    if first and not based and (any(b is None for b in asked) or run.own == NOTHING) and run.level.minus(run.own).tokens:
+        untold.append("share: if this run resumed or forked a session, the result alone does not tell what that had used before")
+    return tuple(untold)
 
 
 def _runs(facts: SessionFacts) -> list[_Run]:
@@ -128,9 +139,11 @@ def _by_level(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     if not runs:
         runs = [_implied(rule, -1)]
     cuts = []
+    before: Cells = {}
     for run in runs:
-        mine = [v for v in rule.facts.levels.values() if v.reading in run.readings and v.model]
-        cells = {n: used.minus(rule.base_of(n)) for n, used in _highest(rule, mine).items()}
+        cells = _printed(rule, run, whole)
+        if own := _own_parts(rule, run):
+            cells = before = apply(before, own, Usage.plus)
         paid = {n: used for n, used in cells.items() if used.cost_nusd is not None}
         order = (total(cells.values()).tokens if run.readings else FOREVER, -run.own.tokens)
         cuts.append((run, _Cut(cells, paid, order)))
@@ -138,6 +151,29 @@ def _by_level(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     cuts[-1] = cuts[-1][0], whole
     alone = len(cuts) == 1  # nothing printed says which of several runs a call was in
     return _differences(cuts, whole, lambda i: (-1, FOREVER if alone else -1))
+
+
+def _printed(rule: Rule, run: _Run, whole: _Cut) -> Cells:
+    """What the run's readings show beyond what the session had inherited."""
+    mine = [v for v in rule.facts.levels.values() if v.reading in run.readings]
+    cells = {n: used.minus(rule.base_of(n)) for n, used in _highest(rule, [v for v in mine if v.model]).items()}
+    if cells or not mine:
+        return cells
+    name = next(iter(whole.cells)) if len(whole.cells) == 1 else UNKNOWN
+    top = NOTHING
+    for v in mine:
+        top = top.join(v.usage)
+    return {name: top.minus(rule.base_of(""))}
+
+
+def _own_parts(rule: Rule, run: _Run, roles: frozenset[str] = frozenset({"main", "hidden", "any"})) -> Cells:
+    """What the run alone used by its own word, if its CLI says that."""
+    out: Cells = {}
+    for p in rule.facts.parts.values():
+        if p.kind in RUN_PARTS and p.part_id in run.readings and p.role in roles:
+            name = rule.cell_named(p.model)
+            out[name] = out.get(name, NOTHING).plus(p.usage)
+    return out
 
 
 def _highest(rule: Rule, levels: list[Level]) -> Cells:
@@ -163,7 +199,8 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     known: dict[str, _Run] = {r.key: r for r in runs}
     cuts: list[tuple[_Run, _Cut]] = []
     windows = list(zip([-1, *line], line, strict=False))
-    for (before, point), cells, paid in zip(windows, rule.along(line), rule.along(line, paid=True), strict=True):
+    dates = {key: _snap(rule, r.end_ms) for r in runs if r.end_ms is not None for key in r.readings}
+    for (before, point), cells, paid in zip(windows, rule.along(line, dates=dates), rule.along(line, paid=True, dates=dates), strict=True):
         run = owner(before, point) or _implied(rule, before)
         cuts.append((known.setdefault(run.key, run), whole if point == FOREVER else _Cut(cells, paid)))
     shares = _differences(cuts, whole, lambda i: windows[i])
@@ -173,7 +210,8 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
 
 def _date(rule: Rule, runs: list[_Run]) -> None:
     """Gives each run its end and start on the line, by equal readings, by its own times, else by order."""
-    ends, taken = _segment_ends(rule), set()
+    ends = _segment_ends(rule)
+    taken: set[int] = set()
     readings = _Readings(rule)
     for run in sorted(runs, key=lambda r: (-r.own.tokens, r.key)):
         if run.end_ms is None:
@@ -182,6 +220,7 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
             run.end_ms = run.ended_ms
         if run.end_ms is not None:
             taken.add(_snap(rule, run.end_ms))
+    _date_by_share(rule, [r for r in runs if r.end_ms is None], ends, taken)
     left = sorted((r for r in runs if r.end_ms is None), key=lambda r: (r.level.tokens, r.key))
     sums = [total(c.values()).tokens for c in rule.along(ends)] if left else []
     for run in left:
@@ -196,6 +235,21 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
         if not run.pinned and run.end_ms is not None:
             i = rule.segment_at(min(run.end_ms, FOREVER - 1))
             run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else -1
+
+
+def _date_by_share(rule: Rule, runs: list[_Run], ends: list[int], taken: set[int]) -> None:
+    """Dates runs that tell their own usage and no time: by the segment whose calls are just that, else by order."""
+    told = [(total(own.values()), r) for r in runs if (own := _own_parts(rule, r, frozenset({"main"})))]
+    if not told:
+        return
+    sums = [total(c.values()) for c in rule.along(ends)]
+    rises = [(end, tokens_only(b.minus(a))) for end, a, b in zip(ends, [NOTHING, *sums], sums, strict=False)]
+    for is_fit in (lambda rise, used: rise == used, lambda rise, used: rise.tokens <= used.tokens):
+        for used, run in sorted(told, key=lambda x: x[1].key):
+            free = (end for end, rise in rises if end not in taken and is_fit(rise, tokens_only(used)))
+            if run.end_ms is None and (end := next(free, None)) is not None:
+                run.end_ms = end
+                taken.add(end)
 
 
 class _Readings:
@@ -219,6 +273,8 @@ class _Readings:
     def equal(self, run: _Run, taken: set[int]) -> int | None:
         """Time of the first dated reading, not yet taken, that shows just what the run's last result shows."""
         shown = self._printed.get(run.readings[-1]) if run.readings else None
+        if shown and "" in shown:  # the sum of all models says enough
+            shown = {"": shown[""]}
         found = self._times.get(tuple(sorted(shown.items(), key=str)), []) if shown else []
         return next((t for t in sorted(found) if _snap(self._rule, t) not in taken), None)
 
@@ -288,11 +344,13 @@ class _Pieces:
 
     def __init__(self, rule: Rule) -> None:
         self._rule, self._shown = rule, rule.shown()
-        self._calls = sorted((c for c in rule.facts.calls.values() if c.at_ms is not None), key=lambda c: (c.at_ms or 0, c.call_id))
+        calls = rule.best_view()
+        self._calls = sorted((c for c in calls if c.at_ms is not None), key=lambda c: (c.at_ms or 0, c.call_id))
         self._times = [c.at_ms or 0 for c in self._calls]
-        self._undated = [c for c in rule.facts.calls.values() if c.at_ms is None]
+        self._undated = [c for c in calls if c.at_ms is None]
         f = rule.facts
-        self._guessed = {rule.cell_named(x.model) for x in (*f.levels.values(), *f.parts.values()) if x.model and x.guess}
+        told: list[Level | Part] = [*f.levels.values(), *f.parts.values()]
+        self._guessed = {rule.cell_named(x.model) for x in told if x.model and x.guess}
 
     def slice(self, run: _Run, cells: Cells, paid: Cells, after: int, until: int) -> RunSlice:
         """The run with its pieces, tags and dates."""
@@ -322,4 +380,3 @@ def _tag_claim(facts: SessionFacts, until: int, rule: Rule) -> Claim | None:
     words = [c for c in facts.claims.values() if not c.run_key]
     covering = [c for c in words if c.end_ms is None or _snap(rule, c.end_ms) >= until]
     return min(covering, key=lambda c: (FOREVER if c.end_ms is None else c.end_ms, c.claim_id), default=None)
-

@@ -43,13 +43,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _metered(path: str, options: Options) -> None:
-    """Returns only where the child could not be started for want of descriptors or processes."""
+    """Returns only where the child could not be started for want of descriptors, processes or room."""
     from spendmeter.runner.attend import attend
 
     try:
         attend(path, options)
     except OSError as e:
-        say(f"run: not metered: {e.strerror}; raise ulimit -n or -u")
+        say(f"run: not metered: {e.strerror}; is ulimit -n, -u or -s too low?")
 
 
 def _unmetered(path: str, options: Options) -> NoReturn:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spendmeter.runner.relay import Relay
 
 SWITCH_S = 0.0005  # the copying thread waits no longer than this for one that imports
-STALL_S = 5.0  # how long the ledger may take, once the child has ended, without any progress
+STALL_S = 10.0  # how long the ledger may take, once the child has ended, without any progress
 HURRY_S = 0.3  # and how long after somebody asked us to go
 
 
@@ -33,7 +33,7 @@ def attend(path: str, options: Options) -> NoReturn:
 
     Raises:
         CannotRunError: it cannot be executed.
-        OSError: there are no descriptors or processes left; nothing was started.
+        OSError: there are no descriptors, processes or room left; nothing was started.
     """
     wake = process.pipe()
     mask = Mask()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spendmeter.runner.spool import Pending
 
 BACKLOG_BYTES = 64 << 20  # unread output that is held while the heavy parts load; beyond it the child waits
+STUCK_S = 1.0
 TICK_S = 0.1
 REFRESH_S = 2.0
 
@@ -32,10 +33,11 @@ class Meter(threading.Thread):
         super().__init__(daemon=True)
         self.finished = False
         self.lines: list[str] = []
-        self.taken = 0  # bytes of output read so far, and the end: progress
+        self.taken = 0  # bytes of output read so far, and steps done since: progress
         self._facts, self._child_pid, self._wake = facts, child_pid, wake
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._shown = 0
+        self._deaf = False
         self._status = self._ended_ms = 0
         self._notes: list[str] = []
         self._stream: Stream | None = None
@@ -47,11 +49,15 @@ class Meter(threading.Thread):
         self._run: FinishedRun | None = None
 
     def show(self, data: bytes) -> None:
-        """Takes a piece of output; waits only while more than BACKLOG_BYTES are unread."""
+        """Takes a piece of output; waits only while more than BACKLOG_BYTES are unread, and not if reading is stuck."""
+        if self._deaf:
+            return
         self._shown += len(data)
         self._queue.put(data)
-        while self._shown - self.taken > BACKLOG_BYTES and not self.finished:
+        taken, limit_s = self.taken, time.monotonic() + STUCK_S
+        while self._shown - self.taken > BACKLOG_BYTES and not self.finished and not self._deaf:
             time.sleep(0.002)
+            self._deaf = self.taken == taken and time.monotonic() > limit_s
 
     def end(self, status: int) -> None:
         """The child has ended with wait status *status*."""
@@ -177,12 +183,15 @@ class Meter(threading.Thread):
             run.exit_code = os.WEXITSTATUS(self._status)
         else:
             run.signal = os.WTERMSIG(self._status)
+        if self._deaf:
+            self._notes.append("standard output was not read to its end: it came faster than it could be read")
         run.notes[:0] = self._notes
         self.lines += run.notes
         return run
 
     def _commit(self, run: FinishedRun) -> None:
         self._loader.join()
+        self.taken += 1
         if self._loader.error is not None:
             self._keep(run, describe(self._loader.error))
             return

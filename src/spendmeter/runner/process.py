@@ -65,6 +65,7 @@ def start(path: str, argv: Sequence[str], env: dict[str, str], restore: Callable
 
     Raises:
         CannotRunError: the child could not execute it.
+        OSError: nothing was started for want of something that only metering needs.
     """
     group = not in_foreground()
     out_r, out_w = pipe() if _is_metered() else (None, None)
@@ -93,6 +94,8 @@ def start(path: str, argv: Sequence[str], env: dict[str, str], restore: Callable
     os.close(error_r)
     if code:
         os.waitpid(pid, 0)
+        if int(code) == errno.E2BIG:  # without our additions to the environment it may fit
+            raise OSError(int(code), os.strerror(int(code)))
         raise failure(argv[0], int(code))
     return Child(pid, group, out_r)
 

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import select
-import stat
 import termios
 from collections.abc import Callable
 from time import monotonic
@@ -33,7 +32,7 @@ class Pump:
         self._watched: int | None = None
         if source is not None:
             self._poll.register(source, select.POLLIN)
-            if _is_fifo(1):
+            if _is_pipe(1):
                 self._poll.register(1, 0)  # POLLERR: its reader has gone
                 self._watched = 1
 
@@ -108,5 +107,9 @@ def _write_all(data: bytes) -> None:
             poll.poll()
 
 
-def _is_fifo(fd: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+def _is_pipe(fd: int) -> bool:
+    """Whether *fd* is a pipe without a name: once its reader has gone no other can come."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")  # noqa: PTH115 - its Path would mean nothing
+    except OSError:
+        return False

@@ -75,8 +75,10 @@ class Relay(threading.Thread):
         """Stops this process as the child was stopped, so that the shell sees its job stopped; returns when continued."""
         if number not in STOPS:  # SIGSTOP: whoever sent that will send SIGCONT to the child, not to us
             return
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         signal.raise_signal(number)
+        # One from the terminal may be pending too. Both at once stop us once: SIGCONT flushes what is left of them.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         signal.pthread_sigmask(signal.SIG_BLOCK, {number} & self._mask.taken)
         if number == signal.SIGTSTP:  # an orphaned group cannot stop by it, so the child must not stay stopped
             send(-self._child.pid if self._child.group else self._child.pid, signal.SIGCONT)

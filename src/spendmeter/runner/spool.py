@@ -6,6 +6,7 @@ process ids, containers and reboots. No file holds any text of a prompt, an argu
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ from spendmeter.config import data_dir
 from spendmeter.records import Alias, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Tags
 from spendmeter.runner.finished import FinishedRun
 
+ATTEMPTS = 10
 RUNNING, FINISHED = "running", "finished"
 _KINDS: dict[str, type[Observation]] = {c.__name__: c for c in (Call, Level, Part, Base, Alias, Moment, Finish, Context, Skip)}
 _PLAIN = (
@@ -151,14 +153,11 @@ def tags_json(tags: Tags) -> dict[str, Any]:
 
 def _create(folder: Path, run_id: str, data: dict[str, Any], *, durable: bool) -> Pending:
     path = folder / f"{run_id}.json"
-    for last in (False, True):
+    for _ in range(ATTEMPTS):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
+        with suppress(FileNotFoundError):  # another wrapper removed the empty folder just now
             return Pending(path, data, _write(path, data, durable=durable))
-        except FileNotFoundError:  # another wrapper removed the empty folder just now
-            if last:
-                raise
-    raise AssertionError
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def _write(path: Path, data: dict[str, Any], *, durable: bool) -> int:

@@ -1,3 +1,0 @@
-"""Temporary: use spendmeter.records."""
-
-from spendmeter.records import *  # noqa: F403

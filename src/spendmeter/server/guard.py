@@ -1,0 +1,100 @@
+"""What stands before every route: who may ask, by which name, and what a browser may do with the answer. Plain ASGI."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+IS_HEAD = "spendmeter.head"  # scope key: the client wants no body
+log = logging.getLogger("spendmeter.server")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host*, a name or an address, is this machine and no other."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_of(header: str) -> str:
+    """The Host header without its port and brackets."""
+    name = header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
+    return name.lower().rstrip(".")
+
+
+class TrustedHosts:
+    """Refuses names that a foreign page may have pointed at this machine (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        self._app, self._allowed = app, {a.lower() for a in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what is addressed to this machine or to an allowed name."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = host_of(Headers(scope=scope).get("host", ""))
+        if is_loopback(name) or name in self._allowed:
+            await self._app(scope, receive, send)
+            return
+        said = "this Host is not served; name it in SPENDMETER_SERVE_HOSTS to allow it\n"
+        await PlainTextResponse(said, 400)(scope, receive, send)
+
+
+class Armoured:
+    """Security headers on every answer; HEAD as GET without its body; a defect becomes a 500 and a log line without any content."""
+
+    def __init__(self, app: ASGIApp, defect: Callable[[str], Response]) -> None:
+        self._app, self._defect = app, defect  # path -> what to answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wraps one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        head = scope["method"] == "HEAD"
+        begun = False
+
+        async def out(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            elif head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            await self._app({**scope, "method": "GET", IS_HEAD: True} if head else scope, receive, out)
+        except Exception as e:  # noqa: BLE001 - whatever it is, its text is not for the log
+            log.error("%s: %s", scope["method"], where(e))  # noqa: TRY400
+            if begun:
+                raise ConnectionResetError from None
+            await self._defect(scope["path"])(scope, receive, out)
+
+
+def where(e: BaseException) -> str:
+    """The error's class and the last places of its way, without its text."""
+    frames: list[Any] = traceback.extract_tb(e.__traceback__)[-3:]
+    return f"{type(e).__name__} at {' < '.join(f'{f.filename}:{f.lineno}' for f in reversed(frames))}"

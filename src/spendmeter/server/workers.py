@@ -1,0 +1,130 @@
+"""What the daemon does besides answering: settles what is due, takes in unfinished runs, sends by OTLP."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from spendmeter.errors import SpendmeterError
+from spendmeter.ledger import Ledger
+from spendmeter.server.book import Book
+
+if TYPE_CHECKING:
+    from spendmeter.projections.export import Exporter
+
+SETTLE_S = 2.0
+RECOVER_S = 60.0
+WATCH_S = 0.5
+RETRY_S = 10.0  # after a failure that no one foresaw
+JOIN_S = 5.0
+log = logging.getLogger("spendmeter.server")
+
+
+class Workers:
+    """Two threads; what troubles them is told once, and again when it is over.
+
+    Args:
+        config: the settings file that runs of dead wrappers are priced and settled by.
+    """
+
+    def __init__(self, book: Book, config: str | None = None) -> None:
+        self._book, self._config = book, config
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._recovered = float("-inf")
+        self.trouble: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Starts settling, and sending where an OTLP endpoint is configured."""
+        steps: dict[str, Callable[[], None]] = {"settle": self._keep_settling}
+        if exports():
+            steps["export"] = self._keep_sending
+        for name, step in steps.items():
+            self._threads.append(threading.Thread(target=step, name=f"spendmeter-{name}", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends both, waiting a little for what is under way."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(JOIN_S)
+
+    @property
+    def alive(self) -> bool:
+        """Whether all that was started still runs."""
+        return all(t.is_alive() for t in self._threads)
+
+    def _keep_settling(self) -> None:
+        while not self._stop.is_set():
+            self._try("settle", lambda: self._book.ledger().settle())
+            if time.monotonic() - self._recovered >= RECOVER_S:
+                self._recovered = time.monotonic()
+                self._try("recover", self._recover)
+            self._stop.wait(SETTLE_S)
+
+    def _recover(self) -> None:
+        from spendmeter.runner.recover import recover
+
+        recover(self._book.settings.ledger, self._config)
+
+    def _keep_sending(self) -> None:
+        while not self._stop.is_set():
+            self._try("export", lambda: self._send(self._book.ledger()))
+            self._stop.wait(RETRY_S)
+
+    def _send(self, ledger: Ledger) -> None:
+        """Sends until the daemon stops or another ledger has taken this one's place."""
+        from spendmeter.projections.export import Exporter
+
+        ended = threading.Event()
+        exporter = Exporter(ledger)
+        watch = threading.Thread(target=self._watch, args=(ledger, exporter, ended), name="spendmeter-watch", daemon=True)
+        watch.start()
+        try:
+            exporter.loop(ended)
+        finally:
+            ended.set()
+            watch.join()
+
+    def _watch(self, ledger: Ledger, exporter: Exporter, ended: threading.Event) -> None:
+        """Ends the sending when its time is over, also a request that waits for a slow endpoint."""
+        while not ended.is_set():
+            if self._stop.wait(WATCH_S) or not self._current(ledger):
+                ended.set()
+                with contextlib.suppress(SpendmeterError):
+                    exporter.close()
+
+    def _current(self, ledger: Ledger) -> bool:
+        try:
+            return self._book.ledger() is ledger
+        except SpendmeterError:
+            return True  # gone for now; what it says comes from the export itself
+
+    def _try(self, name: str, step: Callable[[], None]) -> None:
+        """One step; a failure is told when it is new. The text of an error that no one foresaw is not: it may hold anything."""
+        try:
+            step()
+        except SpendmeterError as e:
+            self._tell(name, " ".join(str(e).split()))
+        except Exception as e:  # noqa: BLE001 - a thread that dies would stop the counters without a word
+            self._tell(name, f"{type(e).__name__}; this is a defect of spendmeter")
+        else:
+            if self.trouble.pop(name, None):
+                log.warning("%s: works again", name)
+
+    def _tell(self, name: str, what: str) -> None:
+        if self.trouble.get(name) != what:
+            self.trouble[name] = what
+            log.warning("%s: %s", name, what)
+
+
+def exports() -> bool:
+    """Whether the environment names an OTLP endpoint for any signal."""
+    from spendmeter.projections.otlp import SIGNALS, configured
+
+    return any(configured(s) for s in SIGNALS)
