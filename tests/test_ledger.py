@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from spendmeter import ingest
 from spendmeter.config import Settings
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Batch, Ledger
+from spendmeter.ledger import Batch, Ledger, Process
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.verify import verify
 from spendmeter.records import Call, Claim, Finish, Level, Moment, Tags, Usage
@@ -267,3 +267,20 @@ def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
     made.close()
     with pytest.raises(LedgerError, match=r"schema 9999, this spendmeter knows up to .*; update spendmeter"):
         Ledger(settings)
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_of_two_wrappers_the_inner_one_names_the_run(ledger: Ledger, inner_first: bool) -> None:
+    """A wrapped orchestrator that wraps its CLI: the run belongs to the inner agent, whichever commits first, once."""
+
+    def batch(agent: str, started: int) -> Batch:
+        seen = [Level("claude", "s", "m", Usage(tokens_in=5, tokens_out=1), reading="r"), Finish("claude", "s", "r", "r", "ok", Usage(tokens_in=5))]
+        process = Process("claude", "s", "r", f"id-{agent}", 0, None, started, 9000)
+        return Batch(seen, [Claim("claude", "s", "run:r", Tags(agent, "T-1"), "r")], [process], settled=True)
+
+    both = [batch("inner", 2000), batch("outer", 1000)]
+    for b in both if inner_first else reversed(both):
+        ledger.commit(b)
+    with ledger.read() as conn:
+        assert [tuple(r) for r in conn.execute(select(t.runs.c.agent, t.runs.c.started_ms))] == [("inner", 2000)]
+    assert sums(ledger)["tokens_in"] == 5

@@ -5,8 +5,7 @@ The public names are loaded on first use, so that ``import spendmeter`` costs no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing typing takes longer than all of this
 __version__ = "0.1.0"
 __all__ = ["RunRecord", "metered", "record"]
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from spendmeter.api import RunRecord, metered, record
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         from spendmeter import api
 

@@ -217,11 +217,13 @@ class metered:  # noqa: N801 - a context manager that reads as a word
 
     def __enter__(self) -> metered:
         from spendmeter.parsers import claude_files, open_stream
+        from spendmeter.runner.glance import file_time_ns
 
         self._stream = open_stream(None, "output")
         self._started_ms = time.time_ns() // 1_000_000
         try:
-            self._watches = [claude_files.Watch(h, self._cwd, time.time_ns()) for h in claude_files.homes(self.env)]
+            started_ns = file_time_ns()
+            self._watches = [claude_files.Watch(h, self._cwd, started_ns) for h in claude_files.homes(self.env)]
             for watch in self._watches:
                 watch.snapshot()
         except Exception as e:  # noqa: BLE001 - the block must go on

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from spendmeter.config import load
 from spendmeter.errors import ParseError
 from spendmeter.ledger import Batch, Ledger, Process
-from spendmeter.parsers import CHUNK, Stream, claude_files
+from spendmeter.parsers import CHUNK, Stream, is_database, names, places, places_of, read_file
 from spendmeter.parsers.sources import files
 from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 
@@ -113,25 +113,21 @@ def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), 
     """
     result = Result()
     pending = _Pending(ledger, result)
-    files = [
-        (name, f)
-        for name, find in _HOMES.items()
-        if not clis or name in clis
-        for root in find(os.environ, home)
-        for f in _TRANSCRIPTS[name](root)
+    found = [
+        (name, file)
+        for name in names()
+        if (not clis or name in clis) and (place := places_of(name))
+        for root in place.homes(os.environ, home)
+        for file in place.session_files(root)
     ]
     try:
-        for i, (name, file) in enumerate(files):
+        for i, (name, file) in enumerate(found):
             _take_file(pending, file, name, None)
             if progress:
-                progress(i + 1, len(files))
+                progress(i + 1, len(found))
     finally:
         pending.flush()
     return result
-
-
-_HOMES: dict[str, Any] = {"claude": claude_files.homes}
-_TRANSCRIPTS: dict[str, Any] = {"claude": claude_files.transcripts}
 
 
 def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None) -> None:
@@ -140,12 +136,16 @@ def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None
         with path.open("rb") as handle:
             stat = os.fstat(handle.fileno())
             name = str(path.resolve())
-            mark = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+            mark = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}{_beside(path)}"
             digest = repr((cli, tags))
             if pending.ledger.source_digest(name) == (mark, digest):
                 pending.result.unchanged += 1
                 return
-            _take(pending, handle, path.name, cli, tags, stat.st_mtime_ns // 1_000_000, claude_files.session_of(path) or "")
+            if is_database(handle.read(16)):
+                _keep(pending, *read_file(path, cli), path.name, tags, stat.st_mtime_ns // 1_000_000)
+            else:
+                handle.seek(0)
+                _take(pending, handle, path.name, cli, tags, stat.st_mtime_ns // 1_000_000, places.session_of(path, cli))
             pending.sources.append((name, mark, digest))
     except OSError as e:
         raise ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
@@ -157,7 +157,16 @@ def _take(
     stream = Stream(cli, name, session)
     while data := handle.read(CHUNK):
         stream.feed(data)
-    observations = stream.finish()
+    _keep(pending, stream.finish(), stream, name, tags, seen_ms)
+
+
+def _beside(path: Path) -> str:
+    """What tells that a database has changed while its file has not."""
+    stats = [p.stat() for p in places.companions(path)]
+    return "".join(f":{s.st_size}:{s.st_mtime_ns}" for s in stats)
+
+
+def _keep(pending: _Pending, observations: list[Observation], stream: Stream, name: str, tags: Tags | None, seen_ms: int | None) -> None:
     pending.result.sources += 1
     if not any(not isinstance(o, Skip) for o in observations):
         pending.result.silent.append(name)
@@ -259,7 +268,10 @@ def _process(cli: str, session: str, key: str, run: FinishedRun) -> Process:
 
 def _read_from(path: Path, cli: str | None, offset: int) -> tuple[list[Observation], dict[str, int], dict[str, int]]:
     """(observations, last times before *offset*, last times of all) of a session file; one that cannot be read is a skip."""
-    stream = Stream(cli, path.name, claude_files.session_of(path) or "")
+    if path.suffix == ".db":  # has no order: what it told before is in the ledger
+        told, database = read_file(path, cli)
+        return told, {}, database.last_ms
+    stream = Stream(cli, path.name, places.session_of(path, cli))
     try:
         with path.open("rb") as handle:
             left = offset

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from spendmeter.parsers import names
+from spendmeter.parsers import names, places_of
 
 
 class Home(NamedTuple):
@@ -20,15 +18,13 @@ class Home(NamedTuple):
 
 
 def homes(env: Mapping[str, str], home: Path | None = None) -> list[Home]:
-    """Every CLI's folders, as its module ``parsers/<cli>_files.py`` finds them.
+    """Every CLI's folders, as ``parsers/places.py`` finds them.
 
     Args:
         home: look under this folder instead of the user's own.
     """
     out = []
     for cli in names():
-        name = f"spendmeter.parsers.{cli}_files"
-        if find_spec(name):
-            module = import_module(name)
-            out += [Home(cli, path, module.transcripts(path)) for path in module.homes(env, home)]
+        if place := places_of(cli):
+            out += [Home(cli, path, place.session_files(path)) for path in place.homes(env, home)]
     return out

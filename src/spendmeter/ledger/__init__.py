@@ -120,10 +120,12 @@ class Ledger:
         with self.write() as conn:
             store = Store(conn, batch.seen_ms or now)
             facts: Iterable[Observation | Claim] = [o for o in batch.observations if not isinstance(o, Skip)]
-            store.add([*facts, *batch.claims])
+            outer = self._outer(store, batch.processes)
+            store.add([*facts, *(c for c in batch.claims if (c.cli, c.session, c.run_key) not in outer)])
             skipped = self._skip(conn, [o for o in batch.observations if isinstance(o, Skip)], now)
             for process in batch.processes:
-                self._process(store, process)
+                if (process.cli, process.session, process.run_key) not in outer:
+                    self._process(store, process)
             store.flush()
             for sid in store.with_file:
                 conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
@@ -144,6 +146,16 @@ class Ledger:
         due = due if head.settle_at_ms is None else min(due, head.settle_at_ms)
         store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=due))
         return True
+
+    def _outer(self, store: Store, processes: Sequence[Process]) -> set[tuple[str, str, str | None]]:
+        """Runs that a wrapper around the wrapper reports too: the inner one, which started later, knows whose they are."""
+        out: set[tuple[str, str, str | None]] = set()
+        for p in processes:
+            same = (t.processes.c.session_id == store.session_id(p.cli, p.session)) & (t.processes.c.run_key == p.run_key)
+            known = store.conn.execute(select(t.processes.c.run_id, t.processes.c.started_ms).where(same)).first()
+            if known and known.run_id != p.run_id and (known.started_ms or 0) > (p.started_ms or 0):
+                out.add((p.cli, p.session, p.run_key))
+        return out
 
     def _process(self, store: Store, p: Process) -> None:
         sid = store.session_id(p.cli, p.session)

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spendmeter.errors import ParseError
-
-HEAD = 4096
+from spendmeter.parsers import is_source
 
 
 def files(path: Path) -> Iterator[Path]:
-    """The file at *path*, or every text file below the folder, in a stable order.
+    """The file at *path*, or every text file and known database below the folder, in a stable order.
 
     Raises:
         ParseError: nothing is there.
@@ -26,14 +25,6 @@ def files(path: Path) -> Iterator[Path]:
         names.sort()
         for name in sorted(found):
             file = Path(folder) / name
-            if file.is_file() and not binary(file):
+            if file.is_file() and is_source(file):
                 yield file
 
-
-def binary(path: Path) -> bool:
-    """Whether *path* begins as no text does; False where it cannot be read (reading it will say why)."""
-    try:
-        with path.open("rb") as handle:
-            return b"\0" in handle.read(HEAD)
-    except OSError:
-        return False
