@@ -128,7 +128,7 @@ def test_the_page_shows_exact_numbers_and_runs_as_they_land(chromium: Any, daemo
     for n in (total.tokens_in, total.tokens_out, total.cache_read, total.cache_write):
         assert page.locator("dd.big", has_text=f"{n:,}").count() == 1
     cost = total.as_dict()["cost_usd"]
-    assert page.locator(f'a[aria-current=true] data[value="{cost}"]').inner_text() == "$0.1556"
+    assert page.locator(f'a[aria-current=true] data[value="{cost}"]').inner_text() == "$0.1677"
     for row in report(ledger, ["agent"]).rows:
         line = page.locator("#t-agent ~ tbody tr", has_text=row.keys[0] or "")
         assert line.locator("data").get_attribute("value") == row.amounts.as_dict()["cost_usd"]

@@ -15,7 +15,7 @@ _EXTRA = {"fastapi", "jinja2", "starlette", "uvicorn"}
 @click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="Port to listen on; 0 takes a free one.")
 @pass_app
 def command(app: App, host: str, port: int) -> None:
-    """Run the daemon: /metrics, OTLP in, API, web page.
+    """Run the daemon: /metrics, API, web page, OTLP export.
 
     It listens to this host alone unless --host says otherwise.
     """

@@ -17,7 +17,7 @@ RUNS: Mapping[str, Tags] = {  # folder of SAMPLE -> tags; the runs of a resumed 
     "resume-2-continue": Tags("reviewer", "T-2"),
     "resume-3-resume": Tags("developer", "T-2"),
     "max-budget-usd": Tags("heartbeat", "T-3"),
-    "err-529": Tags("heartbeat", "T-3"),
+    "max-turns-1": Tags("heartbeat", "T-3"),
 }
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, func, select, update
 
 from spendmeter.config import Settings
 from spendmeter.ledger import derive, posting
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.costing import Prices
-from spendmeter.ledger.engine import open_engine, translated
+from spendmeter.ledger.engine import BUSY_MS, open_engine, patience, translated
 from spendmeter.ledger.store import Store, dump, upsert
 from spendmeter.records import Claim, Observation, Skip
 
@@ -72,15 +72,16 @@ class Ledger:
 
     Args:
         settings: where it is and how counters behave.
+        busy_ms: how long a commit waits for another writer.
         prices: the table to price with; by default genai-prices and the override file, loaded on first use.
 
     Raises:
         LedgerError: it cannot be opened or brought to the current schema.
     """
 
-    def __init__(self, settings: Settings, prices: Prices | None = None) -> None:
-        self.settings = settings
-        self._engine = open_engine(settings.ledger)
+    def __init__(self, settings: Settings, prices: Prices | None = None, busy_ms: int = BUSY_MS) -> None:
+        self.settings, self.busy_ms = settings, busy_ms
+        self._engine = open_engine(settings.ledger, busy_ms)
         self._prices = prices
 
     @property
@@ -97,11 +98,17 @@ class Ledger:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that writes, one at a time; database errors come out as LedgerError."""
-        with translated(self.settings.ledger), self._engine.begin() as conn:
+    def write(self, busy_ms: int | None = None) -> Iterator[Connection]:
+        """A transaction that writes, one at a time; database errors come out as LedgerError.
+
+        Args:
+            busy_ms: how long to wait for another writer, where that differs from the ledger's own patience.
+        """
+        wait_ms = self.busy_ms if busy_ms is None else busy_ms
+        with translated(self.settings.ledger), self._engine.connect() as conn, patience(conn, wait_ms, self.busy_ms), conn.begin():
             if conn.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE does the same
-                conn.execute(text("select pg_advisory_xact_lock(7317311)"))
+                conn.exec_driver_sql(f"set local lock_timeout = {wait_ms}")
+                conn.exec_driver_sql("select pg_advisory_xact_lock(7317311)")
             yield conn
 
     @contextlib.contextmanager

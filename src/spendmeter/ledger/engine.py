@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ def safe(url: str) -> str:
         return "(not a URL)"
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for *url* with the current schema.
+def open_engine(url: str, busy_ms: int = BUSY_MS) -> Engine:
+    """An engine for *url* with the current schema; it waits *busy_ms* for another writer.
 
     Raises:
         LedgerError: not a URL, no driver, no permission, disk full, a newer schema; names the URL and what to do.
@@ -45,28 +45,32 @@ def open_engine(url: str) -> Engine:
     with translated(url):
         if backend == "sqlite" and parsed.database:
             Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        engine = _engine(parsed)
+        engine = _engine(parsed, busy_ms)
         _migrate(engine, url)
     return engine
 
 
-def _engine(parsed: Any) -> Engine:
+def _engine(parsed: Any, busy_ms: int) -> Engine:
     try:
         if parsed.get_backend_name() != "sqlite":
             return create_engine(parsed)
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
+        engine = create_engine(parsed, connect_args={"timeout": busy_ms / 1000})
     except (ModuleNotFoundError, NoSuchModuleError):
         raise LedgerError("the PostgreSQL driver is missing; install spendmeter[postgres]") from None
-    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "connect", _connector(busy_ms))
     event.listen(engine, "begin", _sqlite_begin)
     return engine
 
 
-def _sqlite_connect(dbapi: Any, _record: object) -> None:
-    dbapi.isolation_level = None  # we say BEGIN ourselves
-    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        with contextlib.suppress(Exception) if pragma.startswith("journal") else contextlib.nullcontext():
+def _connector(busy_ms: int) -> Callable[[Any, object], None]:
+    def connect(dbapi: Any, _record: object) -> None:
+        dbapi.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (f"busy_timeout={busy_ms}", "synchronous=FULL", "foreign_keys=ON"):
             dbapi.execute(f"PRAGMA {pragma}")
+        with contextlib.suppress(Exception):  # it stands in the file already, or that cannot be written: who writes will hear of it
+            dbapi.execute("PRAGMA journal_mode=WAL")
+
+    return connect
 
 
 def _sqlite_begin(conn: Connection) -> None:
@@ -103,6 +107,20 @@ def _migrate(engine: Engine, url: str) -> None:
 
 
 @contextlib.contextmanager
+def patience(conn: Connection, busy_ms: int, usual_ms: int) -> Iterator[None]:
+    """Lets SQLite wait *busy_ms* for another writer meanwhile."""
+    raw: Any = conn.connection.driver_connection
+    differs = conn.dialect.name == "sqlite" and busy_ms != usual_ms
+    if differs:
+        raw.execute(f"PRAGMA busy_timeout={busy_ms}")
+    try:
+        yield
+    finally:
+        if differs:
+            raw.execute(f"PRAGMA busy_timeout={usual_ms}")
+
+
+@contextlib.contextmanager
 def translated(url: str) -> Iterator[None]:
     """Turns what the database throws into a LedgerError that says what to do."""
     try:
@@ -120,7 +138,10 @@ def _why(e: Exception) -> str:
         ("unable to open", "check that the folder exists and can be written, or choose another place with --ledger"),
         ("disk is full", "free space on its disk; nothing of the ledger is lost"),
         ("disk I/O", "check its disk; nothing of the ledger is lost"),
-        ("locked", f"another process held it for over {BUSY_MS // 1000} s; try again"),
+        ("refused", "start the database server, or correct the URL"),
+        ("password", "correct user and password in the URL"),
+        ("lock timeout", "another process held it for long; try again"),
+        ("locked", "another process held it for long; try again"),
         ("not a database", "the file is something else; choose another place with --ledger"),
         ("malformed", "the file is damaged; restore a backup, or move it away and sync again"),
     ):

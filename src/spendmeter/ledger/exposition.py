@@ -21,7 +21,6 @@ from sqlalchemy import Connection, text
 from spendmeter import metrics as m
 from spendmeter.errors import LedgerError
 from spendmeter.ledger import gauges, now_ms
-from spendmeter.ledger.engine import BUSY_MS, translated
 from spendmeter.ledger.gauges import Gauges
 
 if TYPE_CHECKING:
@@ -245,31 +244,13 @@ def _settle(ledger: Ledger, at_ms: int) -> None:
     with ledger.read() as conn:
         due = conn.execute(text("select 1 from sessions where settle_at_ms <= :at limit 1"), {"at": at_ms}).first()
     if due:
-        with _hasty(ledger) as conn:
+        with ledger.write(HASTE_MS) as conn:
             ledger._settle(conn, at_ms)
 
 
 def _note(ledger: Ledger, column: str, marks: dict[int, int]) -> None:
-    with _hasty(ledger) as conn:
+    with ledger.write(HASTE_MS) as conn:
         conn.execute(
             text(f"update series set {column} = :at where id = :id and {column} is null"),  # noqa: S608 - a fixed name
             [{"id": series_id, "at": at} for series_id, at in marks.items()],
         )
-
-
-@contextlib.contextmanager
-def _hasty(ledger: Ledger) -> Iterator[Connection]:
-    """A transaction that writes but does not wait long for other writers: a scrape has 10 s in all."""
-    with translated(ledger.settings.ledger), ledger._engine.connect() as conn:
-        lite = conn.dialect.name == "sqlite"
-        raw: Any = conn.connection.driver_connection
-        if lite:
-            raw.execute(f"PRAGMA busy_timeout={HASTE_MS}")
-        try:
-            with conn.begin():
-                if not lite:
-                    conn.exec_driver_sql(f"set local lock_timeout = {HASTE_MS}")
-                yield conn
-        finally:
-            if lite:
-                raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")

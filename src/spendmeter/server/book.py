@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from spendmeter.config import Settings
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Ledger, engine
+from spendmeter.ledger import Ledger
 from spendmeter.ledger.engine import safe
 
 BUSY_MS = 2000  # how long a request waits for a lock: a scrape has 10 s in all
@@ -29,7 +28,7 @@ class Book:
         self.settings = settings
         self._lock = threading.Lock()
         self._file = _file(settings.ledger)
-        self._ledger = _opened(settings)
+        self._ledger = Ledger(settings, busy_ms=BUSY_MS)
         self._identity = self._look()
 
     def ledger(self) -> Ledger:
@@ -45,7 +44,7 @@ class Book:
             raise LedgerError(f"ledger {safe(self.settings.ledger)}: its file has gone; put it back, or restart to begin a new one")
         with self._lock:
             if seen != self._identity:
-                fresh = _opened(self.settings)
+                fresh = Ledger(self.settings, busy_ms=BUSY_MS)
                 self._ledger.close()
                 self._ledger, self._identity = fresh, seen
             return self._ledger
@@ -78,24 +77,3 @@ def _file(url: str) -> Path | None:
     parsed = make_url(url)
     name = parsed.database if parsed.get_backend_name() == "sqlite" else None
     return Path(name).absolute() if name and name != ":memory:" and not name.startswith("file:") else None
-
-
-def _opened(settings: Settings) -> Ledger:
-    ledger = Ledger(settings)
-    if ledger._engine.dialect.name == "sqlite":
-        event.remove(ledger._engine, "connect", engine._sqlite_connect)  # waits 30 s for a lock before anyone can say otherwise
-        event.listen(ledger._engine, "connect", _connect)
-        event.listen(ledger._engine, "checkout", _checkout)
-    return ledger
-
-
-def _connect(dbapi: Any, _record: object) -> None:
-    """As the ledger sets its connections up, but soon at an end; that the file is in WAL mode stands in the file."""
-    dbapi.isolation_level = None
-    for pragma in (f"busy_timeout={BUSY_MS}", "synchronous=FULL", "foreign_keys=ON"):
-        dbapi.execute(f"PRAGMA {pragma}")
-
-
-def _checkout(dbapi: Any, _record: object, _proxy: object) -> None:
-    """Every time anew: a page that has settled what was due leaves the ledger's own, longer patience behind."""
-    dbapi.execute(f"PRAGMA busy_timeout={BUSY_MS}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Update, select
+from sqlalchemy import Connection, select
 
 from spendmeter.errors import LedgerError
 from spendmeter.ledger import Ledger, derive
@@ -79,20 +79,9 @@ def _session_id(conn: Connection, run: RunLine) -> int:
     return int(conn.execute(select(r.session_id).where(r.cli == run.cli, r.session == run.session, r.run_key == run.run_key)).scalar_one())
 
 
-class _ReadOnly:
-    """A connection on which deriving, which notes what it finds, leaves the ledger as it is."""
-
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
-        self.dialect = conn.dialect
-
-    def execute(self, statement: Any, *args: Any) -> Any:
-        return None if isinstance(statement, Update) else self._conn.execute(statement, *args)
-
-
 def _calls(ledger: Ledger, run: RunLine) -> tuple[CallFact, ...]:
     with ledger.read() as conn:
-        store = Store(_ReadOnly(conn), 0)  # type: ignore[arg-type]
+        store = Store(conn, 0)
         slices = split(*derive.gather(store, _session_id(conn, run)))
     calls = [c for s in slices if s.run_key == run.run_key for p in s.pieces for c in p.calls]
     return tuple(sorted(calls, key=lambda c: (c.at_ms or 0, c.call_id)))

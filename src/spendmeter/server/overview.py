@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
+from sqlalchemy import func, select
+
 from spendmeter.ledger import Ledger
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import NOTHING, Amounts
 from spendmeter.ledger.periods import when_ms, zone
 from spendmeter.ledger.query import Report, Row, RunLine, Where, report, runs
@@ -91,13 +94,15 @@ def _chart(ledger: Ledger, asked: Asked, period: str) -> Chart:
 
 
 def _first(ledger: Ledger, asked: Asked, today: date) -> date:
-    """The first day of anything."""
-    found = report(ledger, ["month"], where=asked.filtered(), timezone=asked.zone)
-    months = [r.keys[0] for r in found.rows if r.keys[0]]
-    if not months or (today - date.fromisoformat(f"{months[0]}-01")).days >= 92:
-        return date.fromisoformat(f"{months[0]}-01") if months else today
-    days = report(ledger, ["day"], where=asked.filtered(), timezone=asked.zone)
-    return min((date.fromisoformat(r.keys[0]) for r in days.rows if r.keys[0]), default=today)
+    """The first day of any usage."""
+    e, r = t.entries.c, t.runs.c
+    query = select(func.min(e.minute_ms))
+    if asked.filters:
+        query = query.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))
+        query = query.where(*[(e if name == "model" else r)[name] == value for name, value in asked.filters.items()])
+    with ledger.read() as conn:
+        first = conn.execute(query).scalar_one()
+    return today if first is None else _day(first, asked)
 
 
 def _day(ms: int, asked: Asked) -> date:
