@@ -9,8 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
 import spendmeter
-from hypothesis import given, settings as hypothesis_settings, strategies as st
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from tests.replay import clone
@@ -24,7 +27,8 @@ def test_a_log_text_gives_the_runs_record(ledger: Ledger) -> None:
     """Text, bytes and path of one log give the same exact record, and counting it thrice counts it once."""
     path = CASES / "json-subagent" / "stdout"
     want = Chain("claude", (path.parent,)).truth(least=True)
-    seen = [spendmeter.record(x, agent="developer", task="T-1", ledger=ledger) for x in (path.read_text(), path.read_bytes(), path, str(path))]
+    forms = (path.read_text(), path.read_bytes(), path, str(path))
+    seen = [spendmeter.record(x, agent="developer", task="T-1", ledger=ledger) for x in forms]
     assert seen == seen[:1] * 4
     got = seen[0]
     assert (got.tokens_in, got.tokens_out, got.cache_read) == (want["tokens_in"], want["tokens_out"], want["cache_read"])

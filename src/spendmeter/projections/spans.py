@@ -98,7 +98,7 @@ def _status(outcome: str) -> Status:
     return Status() if outcome in FINE else Status(StatusCode.ERROR, outcome)
 
 
-def _span(  # noqa: PLR0917 - ReadableSpan's own order
+def _span(
     name: str, context: SpanContext, parent: SpanContext | None, attributes: Attributes, window_ms: tuple[int, int], resource: Resource,
     *, kind: SpanKind = SpanKind.INTERNAL, status: Status | None = None,
 ) -> ReadableSpan:  # fmt: skip
