@@ -101,19 +101,21 @@ done"""
     assert run["sessions"] == [f"{id}-0000-4000-8000-000000000000" for id in ("11111111", "22222222")]
 
 
-def test_parallel_silent_runs_in_one_home_are_not_mixed_up(wrapper: Wrapper) -> None:
+def test_parallel_silent_runs_in_one_home_are_not_mixed_up(wrapper: Wrapper, tmp_path: Path) -> None:
     """Where nothing tells them apart neither is taken, and both records and stderr say why."""
     cases = ("kill-sigkill-json", "kill-sigterm-json")
-    runs = [wrapper.start(CLAUDE, env=case(n, FAKE_QUIET="1", FAKE_LIVE_S="1.5")) for n in cases]
+    (gate := tmp_path / "gate").mkdir()
+    runs = [wrapper.start(CLAUDE, env=case(n, FAKE_QUIET="1", FAKE_LIVE_S="1.5", FAKE_GATE=str(gate))) for n in cases]
     told = [run.communicate(timeout=60)[1] for run in runs]
     reason = "2 sessions changed, cannot tell which is this run's"
     assert told == [f"spendmeter: {reason}\n".encode()] * 2
     assert [(r["sessions"], r["files"], r["notes"]) for r in wrapper.committed()] == [([], [], [reason])] * 2
 
 
-def test_parallel_runs_with_process_files_are_told_apart(wrapper: Wrapper) -> None:
+def test_parallel_runs_with_process_files_are_told_apart(wrapper: Wrapper, tmp_path: Path) -> None:
     """Each takes its own, also one that has no process file: the others' sessions are known to be foreign."""
-    env = {"FAKE_QUIET": "1", "FAKE_LIVE_S": "1.5"}
+    (gate := tmp_path / "gate").mkdir()
+    env = {"FAKE_QUIET": "1", "FAKE_LIVE_S": "1.5", "FAKE_GATE": str(gate)}
     other = wrapper.start(CLAUDE, env=case("kill-sigkill-json", FAKE_PID_FILE="1", **env))
     mine = wrapper.start(CLAUDE, env=case("kill-sigterm-json", **env), flags=("--agent", "mine"))
     assert (other.communicate(timeout=60)[1], mine.communicate(timeout=60)[1]) == (b"", b"")

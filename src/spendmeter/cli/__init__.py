@@ -23,7 +23,7 @@ COMMANDS = {
         "prices": "Show what a model costs on a day.",
     },
     "Serve": {
-        "serve": "Run the daemon: /metrics, OTLP in, API, web page.",
+        "serve": "Run the daemon: /metrics, API, web page, OTLP export.",
         "export": "Send metrics, spans and events by OTLP.",
     },
     "Check": {

@@ -79,6 +79,7 @@ def examine(site: Site) -> Iterator[Finding]:
         yield from _guarded("ledger", lambda: _ledger(site))
         yield from _guarded("pending runs", lambda: _pending(site))
     yield from _guarded("sessions", lambda: _homes(site))
+    yield from _guarded("parsers", _parsers)
     yield _otel(site.env)
 
 
@@ -286,6 +287,14 @@ def _pending(site: Site) -> Iterator[Finding]:
         yield Finding(WARNING, "pending runs", f"{len(unread)} files cannot be read, such as {unread[0]}", "report it, then delete them")
     rest = len(files) - len(unread)
     yield Finding(OK, "pending runs", f"{rest} under way, or recorded by the next command" if rest else "none")
+
+
+def _parsers() -> Iterator[Finding]:
+    """Parsers of other packages that cannot be used."""
+    from spendmeter.parsers import broken
+
+    for line in broken():
+        yield Finding(WARNING, "parsers", line, "update or remove the package that brings it")
 
 
 def _homes(site: Site) -> Iterator[Finding]:
