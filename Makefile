@@ -22,7 +22,7 @@ $(DEV): pyproject.toml $(STAMP)
 
 run: $(STAMP) ## Meter a bundled real sample and serve page, /metrics and API at http://127.0.0.1:9464
 	@mkdir -p $(dir $(LEDGER))
-	SPENDMETER_LEDGER=$${SPENDMETER_LEDGER:-sqlite:///$(LEDGER)} SPENDMETER_METRICS_ZERO_FIRST=$${SPENDMETER_METRICS_ZERO_FIRST:-2} \
+	SPENDMETER_LEDGER=$${SPENDMETER_LEDGER:-sqlite:///$(LEDGER)} SPENDMETER_METRICS_ZERO_FIRST=$${SPENDMETER_METRICS_ZERO_FIRST:-0} \
 	SPENDMETER_METRICS_SETTLE=$${SPENDMETER_METRICS_SETTLE:-0} $(PY) -m spendmeter.demo
 
 test: $(DEV) parts ## Install what the tests need and run them all

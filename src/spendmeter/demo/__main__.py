@@ -15,7 +15,7 @@ from spendmeter.demo.bundle import RUNS, load
 from spendmeter.errors import SpendmeterError
 from spendmeter.ledger import Ledger
 
-_DEFAULTS = {"SPENDMETER_METRICS_ZERO_FIRST": "2", "SPENDMETER_METRICS_SETTLE": "0"}
+_DEFAULTS = {"SPENDMETER_METRICS_ZERO_FIRST": "0", "SPENDMETER_METRICS_SETTLE": "0"}
 BAD_USAGE = 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,32 +52,41 @@ class Entry:
 def cost(piece: Piece, prices: Prices, at_ms: int | None) -> Money:
     """Cost of *piece*: the CLI's figure where it has one, list price for what that leaves out.
 
-    A figure that the CLI marks as a guess gives way to a list price, and is an estimate in any case.
+    A figure that the CLI marks as a guess gives way to a list price, and is an estimate in any case. List prices are those of
+    the model that answered, which is the one that is billed; the CLI prices what it asked for, so where the two differ the
+    figures do, and that shows as drift.
     """
-    listed, missing = _listed(piece.usage, piece.calls, piece.asked, prices, at_ms)
+    listed, missing = _listed(piece.usage, piece.calls, (piece.model, piece.asked), prices, at_ms)
     if piece.paid.cost_nusd is None or (piece.guess and not missing):
         return Money(None, listed, listed, missing)
     rest = _beyond(piece.usage, piece.paid)
-    extra, lost = _listed(rest, _suffix(piece.calls, rest), piece.asked, prices, at_ms) if rest.tokens or rest.web_searches else (None, 0)
+    extra, lost = (
+        _listed(rest, _suffix(piece.calls, rest), (piece.model, piece.asked), prices, at_ms)
+        if rest.tokens or rest.web_searches
+        else (None, 0)
+    )
     if piece.guess:
         return Money(None, piece.paid.cost_nusd + (extra or 0), None if missing else listed, lost)
     return Money(piece.paid.cost_nusd, extra, None if missing else listed, lost)
 
 
-def _listed(usage: Usage, calls: tuple[CallFact, ...], asked: str, prices: Prices, at_ms: int | None) -> tuple[int | None, int]:
+def _listed(usage: Usage, calls: tuple[CallFact, ...], names: tuple[str, str], prices: Prices, at_ms: int | None) -> tuple[int | None, int]:
     """(price or None, tokens without one): each call at its own date and rate, the rest flat."""
-    amount, missing = 0, 0
+    parts: list[tuple[Usage, int | None]] = []
     left = usage._replace(cost_nusd=None)
-    found = False
     for c in calls:
         part = _within(left, c.usage)
         left = left.minus(part)
-        price = prices.price(c.asked or c.answered or asked, part, c.at_ms, dict(c.traits))
-        amount, missing, found = (amount, missing + part.tokens, found) if price is None else (amount + price, missing, True)
-    if left.tokens or left.web_searches or not calls:
-        price = prices.price(asked, left, at_ms, context_tokens=0)  # a sum of calls says nothing of any call's length
-        amount, missing, found = (amount, missing + left.tokens, found) if price is None else (amount + price, missing, True)
-    return (amount if found else None), missing
+        models = (c.answered, c.asked, *names)
+        parts.append((part, _first(prices.price(m, part, c.at_ms, dict(c.traits)) for m in models if m)))
+    if left.tokens or left.web_searches or not calls:  # a sum of calls says nothing of any call's length
+        parts.append((left, _first(prices.price(m, left, at_ms, context_tokens=0) for m in names)))
+    known = [p for _, p in parts if p is not None]
+    return (sum(known) if known else None), sum(u.tokens for u, p in parts if p is None)
+
+
+def _first(found: Iterable[int | None]) -> int | None:
+    return next((x for x in found if x is not None), None)
 
 
 def _within(top: Usage, used: Usage) -> Usage:
@@ -119,7 +128,7 @@ def entries(piece: Piece, money: Money, ended_ms: int, prices: Prices) -> list[E
 
 def _spread(piece: Piece, money: Money, sums: dict[int, Usage], counts: dict[int, int], prices: Prices) -> list[Entry]:
     """Shares the money by list price, or by tokens where there is none."""
-    priced = [prices.price(piece.asked, u, m, context_tokens=0) for m, u in sums.items()]
+    priced = [_first(prices.price(n, u, m, context_tokens=0) for n in (piece.model, piece.asked)) for m, u in sums.items()]
     weights = [u.tokens for u in sums.values()] if any(p is None for p in priced) else [p or 0 for p in priced]
     shares = [_shares(x, weights) for x in (money.reported, money.estimated, money.listed, money.unpriced)]
     return [
