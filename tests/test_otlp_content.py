@@ -55,9 +55,7 @@ def points(receiver: Receiver, name: str) -> list[Any]:
     return [p for x in found for p in getattr(x, x.WhichOneof("data")).data_points]
 
 
-def test_counters_are_cumulative_sums_that_start_with_the_ledger(
-    own: Ledger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counters_are_cumulative_sums_that_start_with_the_ledger(own: Ledger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever temporality is preferred; tokens are integers, money a double; new label sets at 0 first, across restarts."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
     at = now_ms() + 10_000

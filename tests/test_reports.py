@@ -114,7 +114,7 @@ def test_csv_holds_every_field_in_full() -> None:
         assert row == {k: "" if v is None else str(v) for k, v in told.items()}
 
 
-@pytest.mark.parametrize("name", ["[red]x[/red]", "a\nb", "\x1b[31mred", "a,b\"c", "=1+1", "非常に長い名前", "x" * 300])
+@pytest.mark.parametrize("name", ["[red]x[/red]", "a\nb", "\x1b[31mred", 'a,b"c', "=1+1", "非常に長い名前", "x" * 300])
 def test_names_do_no_harm(name: str) -> None:
     """Markup, line breaks, terminal codes and long names are shown as text, and CSV gives them back."""
     report = made(((name, "t"), BIG))

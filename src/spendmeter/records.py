@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 NANO = 1_000_000_000
+MAX_USD = 1_000_000_000
 
 
 class Usage(NamedTuple):
@@ -75,14 +76,14 @@ def total(items: Iterable[Usage]) -> Usage:
 
 
 def to_nusd(usd: object) -> int | None:
-    """USD as told by a CLI (number or string) in nano-USD, rounded half-even; None for anything else."""
+    """USD as told by a CLI (number or string) in nano-USD, rounded half-even; None for anything else, or less than 0, or absurd."""
     if usd is None or isinstance(usd, bool) or not isinstance(usd, int | float | str | Decimal):
         return None
     try:
         value = Decimal(str(usd))
     except ArithmeticError:
         return None
-    return int((value * NANO).to_integral_value()) if value.is_finite() else None
+    return int((value * NANO).to_integral_value()) if value.is_finite() and 0 <= value < MAX_USD else None
 
 
 def usd(nusd: int) -> Decimal:
@@ -111,7 +112,7 @@ class Call:
     answered: str | None = None
     at_ms: int | None = None
     view: str = "file"  # file | stdout | otlp: the id space of call_id where a CLI has several
-    role: str = "main"  # main | hidden: hidden calls are shown by no transcript of their own
+    role: str = "main"  # main | hidden: no total of the session covers hidden calls
     subagent: str | None = None
     copied_to: str | None = None  # the session whose file holds this row as a copy of session's
     traits: tuple[tuple[str, str], ...] = ()  # what changes the rate: speed, geo
@@ -135,7 +136,10 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A disjoint increment: parts of one kind add up."""
+    """A disjoint increment: parts of one kind add up.
+
+    Parts of the kinds "run" and "utility" are what one run alone used; their ``part_id`` is its run's key.
+    """
 
     cli: str
     session: str
@@ -143,7 +147,7 @@ class Part:
     part_id: str
     model: str  # "" = all models together
     usage: Usage
-    role: str = "main"
+    role: str = "main"  # main | hidden | any: as of calls, or both together
     guess: bool = False
 
 

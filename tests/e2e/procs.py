@@ -18,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+
+from spendmeter import metrics as m
+from spendmeter.ledger import Ledger
+from spendmeter.ledger import schema as t
+from spendmeter.records import usd
 
 
 def free_port() -> int:
@@ -117,3 +123,18 @@ def stopping(*things: Daemon | Prometheus) -> Iterator[None]:
         for thing in things:
             with contextlib.suppress(Exception):
                 thing.stop()
+
+
+Series = tuple[str, tuple[tuple[str, str], ...]]  # sample name, labels
+
+
+def counters(ledger: Ledger) -> dict[Series, float]:
+    """Value of every counter, from the ledger itself."""
+    out = {}
+    with ledger.read() as conn:
+        for r in conn.execute(select(t.series)):
+            metric = m.ALL.get(r.family)
+            if metric is not None and metric.kind == "counter":
+                labels = tuple(sorted(zip(metric.labels, json.loads(r.labels), strict=True)))
+                out[metric.sample, labels] = float(usd(r.value)) if metric.money else float(r.value)
+    return out

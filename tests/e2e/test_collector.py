@@ -23,7 +23,6 @@ from spendmeter import metrics as m
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
-from spendmeter.records import usd
 
 pytestmark = pytest.mark.e2e
 FAKE = Path(__file__).parents[1] / "fakecli" / "claude"
@@ -64,18 +63,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [s for x in lines for r in json.loads(x).get("resourceLogs", []) for sc in r["scopeLogs"] for s in sc["logRecords"]]
 
 
-def wanted(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    out = {}
-    with ledger.read() as conn:
-        for r in conn.execute(select(t.series)):
-            metric = m.ALL.get(r.family)
-            if metric is not None and metric.kind == "counter":
-                labels = tuple(sorted(zip(metric.labels, json.loads(r.labels), strict=True)))
-                out[metric.sample, labels] = float(usd(r.value)) if metric.money else float(r.value)
-    return out
-
-
-def shown(collector: otelcol.Collector) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def shown(collector: otelcol.Collector) -> dict[procs.Series, float]:
     page = collector.samples()
     names = {x.sample for x in m.DURABLE if x.kind == "counter"}
     return {
@@ -118,9 +106,9 @@ def test_behind_a_collector_all_is_exact_and_arrives_once(tmp_path: Path) -> Non
             chats = lambda: [s for s in spans(tmp_path) if s["name"].startswith("chat ")]  # noqa: E731
             procs.wait_for(lambda: len(chats()) >= calls, 60, "every call's span is at the backend")
             procs.wait_for(lambda: len(events(tmp_path)) >= RUNS, 60, "every run's event is at the backend")
-            procs.wait_for(lambda: shown(collector) == wanted(ledger), 60, "the Collector shows what the ledger holds")
+            procs.wait_for(lambda: shown(collector) == procs.counters(ledger), 60, "the Collector shows what the ledger holds")
             time.sleep(3)
-            assert shown(collector) == wanted(ledger)
+            assert shown(collector) == procs.counters(ledger)
         assert max(Counter(s["spanId"] for s in spans(tmp_path)).values()) == 1
         assert len(chats()) == calls
         assert len(events(tmp_path)) == RUNS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,12 +14,10 @@ from sqlalchemy import select
 from tests.replay import clone
 from tests.runs import FIELDS, ROOT, Chain
 
-from spendmeter import metrics as m
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.verify import verify
-from spendmeter.records import usd
 
 pytestmark = pytest.mark.e2e
 RUNS, WORKERS, KILLS, REPLAYS = 200, 8, 3, 50
@@ -48,18 +45,6 @@ for case in cases:
     done = subprocess.run(own, env=env, stdout=subprocess.DEVNULL)
     assert done.returncode == 0, case
 """
-
-
-def expected(ledger: Ledger) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """(sample name, labels) -> value of every counter, from the ledger."""
-    out = {}
-    with ledger.read() as conn:
-        for r in conn.execute(select(t.series)):
-            metric = m.ALL.get(r.family)
-            if metric is not None and metric.kind == "counter":
-                labels = tuple(sorted(zip(metric.labels, json.loads(r.labels), strict=True)))
-                out[metric.sample, labels] = float(usd(r.value)) if metric.money else float(r.value)
-    return out
 
 
 def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
@@ -95,17 +80,17 @@ def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
                 [sys.executable, "-m", "spendmeter", "sync", "--home", str(case / "own-home")], env=env, check=True, capture_output=True
             )
         ledger = Ledger(Settings(url, zero_first_s=3, settle_s=2))
-        want = expected(ledger)
+        want = procs.counters(ledger)
         procs.wait_for(lambda: prometheus.query("spendmeter_ledger_unsettled_sessions") == {(): 0.0}, 30, "all usage is settled")
         time.sleep(8)  # zero_first and some scrapes
-        want = expected(ledger)
+        want = procs.counters(ledger)
         check_counters(prometheus, want)
         check_truth(ledger)
         assert verify(ledger) == []
         ledger.close()
 
 
-def check_counters(prometheus: procs.Prometheus, want: dict[tuple[str, tuple[tuple[str, str], ...]], float]) -> None:
+def check_counters(prometheus: procs.Prometheus, want: dict[procs.Series, float]) -> None:
     names = sorted({name for name, _ in want})
     assert {"spendmeter_tokens_in_total", "spendmeter_cost_usd_total", "spendmeter_task_tokens_out_total", "spendmeter_runs_total"} <= set(
         names

@@ -1,8 +1,8 @@
 """Parsers: bytes in, observations out. A parser only reads; it never prices and never stores.
 
-To add a CLI: one module with ``NAME``, ``MARKS``, ``is_stdout``, ``is_file``, ``StdoutReader``, ``FileReader``, and its name in ``PARSERS``.
-A CLI that keeps a database has ``is_database`` and ``read_database`` besides. Modules of third parties are found by the entry point group
-``spendmeter.parsers``; of theirs, ``PLACES`` (see ``places``) tells where the CLI's session files are.
+To add a CLI: one module with ``NAME``, ``MARKS``, ``is_stdout``, ``is_file``, ``StdoutReader``, ``FileReader``, in ``PARSERS``.
+A CLI that keeps a database has ``is_database`` and ``read_database`` besides. Modules of third parties are found by the entry point
+group ``spendmeter.parsers``; of theirs, ``PLACES`` (see ``places``) tells where the CLI's session files are.
 """
 
 from __future__ import annotations
@@ -50,18 +50,20 @@ class Stream:
         self._source, self._session = source, session
         self._scanner = Scanner(tuple(m for p in self._parsers for m in p.MARKS))
         self._readers: dict[tuple[str, str], Reader] = {}
+        self._failed: list[Skip] = []
         self.sessions: set[str] = set()
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the source."""
         for line, row in self._scanner.feed(data):
-            self._route(line, row)
+            self._take(line, row)
 
     def finish(self) -> list[Observation]:
         """Ends the source: all that it told, then what could not be used."""
         for line, row in self._scanner.finish():
-            self._route(line, row)
+            self._take(line, row)
         out = [o for reader in self._readers.values() for o in reader.finish()]
+        out += self._failed
         out += [Skip(self._source, reason, line, length) for line, reason, length in self._scanner.bad]
         return out
 
@@ -78,6 +80,15 @@ class Stream:
     def kinds(self) -> set[tuple[str, str]]:
         """(CLI, "stdout" or "file") of all that was recognised."""
         return set(self._readers)
+
+    def _take(self, line: int, row: dict[str, Any]) -> None:
+        """One row that breaks a parser costs that row and no other."""
+        if not isinstance(row.get("type", ""), str):
+            return
+        try:
+            self._route(line, row)
+        except Exception as e:  # noqa: BLE001 - the parser may be somebody else's; what is in the row is not told
+            self._failed.append(Skip(self._source, f"not understood ({type(e).__name__})", line))
 
     def _route(self, line: int, row: dict[str, Any]) -> None:
         for parser in self._parsers:

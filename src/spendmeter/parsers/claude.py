@@ -42,7 +42,7 @@ _FILE_TYPES = {"assistant", "user", "cost-state", "queue-operation", "api-reques
 
 
 def is_stdout(row: dict[str, Any]) -> bool:
-    """Whether *row* is an event that claude prints. Qwen prints look-alikes, whose answers bear their row's id and whose streams no usage."""
+    """Whether *row* is an event that claude prints. Qwen's look-alikes: answers bear their row's id, streams no usage."""
     if row.get("type") not in _STDOUT_TYPES or not isinstance(row.get("session_id"), str):
         return False
     if {"modelUsage", "request_id", "claude_code_version", "api_message_id"} & row.keys():
@@ -189,7 +189,10 @@ class FileReader:
         used = used._replace(cost_nusd=to_nusd(r.get("costUSD")))
         answered = text(message.get("model"))
         self.out.append(Call(NAME, cid, owner, used, asked, answered, at, "file", "main", agent, copied, _traits(mapping(raw))))
-        for i, step in enumerate(raw.get("iterations") or []):  # an advisor's calls are of another model and in no total of the row
+        steps = raw.get("iterations")
+        for i, step in enumerate(
+            steps if isinstance(steps, list) else []
+        ):  # an advisor's calls are of another model and in no total of the row
             if mapping(step).get("type") == "advisor_message" and (part := usage_of(step)):
                 model = text(step.get("model"))
                 self.out.append(Call(NAME, f"i:{i}:{cid}", owner, part, model, model, at, "file", "main", agent, copied, _traits(step)))
@@ -362,7 +365,7 @@ class StdoutReader:
 
 def outcome(r: dict[str, Any]) -> str:
     """How a run ended, of its ``result`` event."""
-    if r.get("terminal_reason") in _ABORTS:
+    if str(r.get("terminal_reason")) in _ABORTS:
         return "interrupted"
     known = _OUTCOMES.get(str(r.get("subtype")), "error")
     return "error" if known == "ok" and r.get("is_error") else known

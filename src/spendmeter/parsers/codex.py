@@ -5,17 +5,25 @@ Source: measured on codex-cli 0.169.0; docs/reference/clis.md has the table of w
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
-from spendmeter.parsers.fields import counts, less, mapping, text, when_ms
-from spendmeter.records import NOTHING, Base, Call, Context, Finish, Level, Moment, Observation, Skip, Usage
+from spendmeter.parsers.fields import counts, digest, less, mapping, text, when_ms
+from spendmeter.records import NOTHING, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip, Usage
 
 NAME = "codex"
-MARKS = (b'"thread.started"', b'"turn.completed"', b'"turn.failed"', b'"session_meta"', b'"turn_context"', b'"task_started"', b'"token_usage_record"')
+MARKS = (
+    b'"thread.started"',
+    b'"turn.completed"',
+    b'"turn.failed"',
+    b'"session_meta"',
+    b'"turn_context"',
+    b'"task_started"',
+    b'"token_usage_record"',
+    b'"token_count"',
+)
 _STDOUT_TYPES = {"thread.started", "turn.completed", "turn.failed"}
 _FILE_TYPES = {"session_meta", "turn_context", "token_usage_record"}
+_EVENTS = {"task_started", "token_count"}
 
 
 def is_stdout(row: dict[str, Any]) -> bool:
@@ -28,7 +36,7 @@ def is_file(row: dict[str, Any]) -> bool:
     payload = row.get("payload")
     if not isinstance(payload, dict):
         return False
-    return row.get("type") in _FILE_TYPES or (row.get("type") == "event_msg" and payload.get("type") == "task_started")
+    return row.get("type") in _FILE_TYPES or (row.get("type") == "event_msg" and str(payload.get("type")) in _EVENTS)
 
 
 def usage_of(u: dict[str, Any]) -> Usage | None:
@@ -58,11 +66,13 @@ class FileReader:
         self._source, self._thread = source, session
         self._owner = session
         self._model: str | None = None
+        self._models: set[str] = set()
         self._is_exec = self._is_sub = False
         self._turn = ""
         self._turns: dict[str, Level] = {}
         self._started_ms: int | None = None
-        self._based = False
+        self._recorded = self._is_fork = False
+        self._counted: list[Usage] = []  # first and highest total of a version that writes no records
         self.out: list[Observation] = []
         self.last_ms: dict[str, int] = {}
 
@@ -74,6 +84,9 @@ class FileReader:
             self._meta(payload, at)
         elif kind == "turn_context":
             self._model = text(payload.get("model"))
+            self._models.add(self._model or "")
+        elif kind == "event_msg" and payload.get("type") == "token_count":
+            self._count(line, payload, at)
         elif kind == "event_msg":
             self._turn_started(payload, at)
         else:
@@ -86,11 +99,13 @@ class FileReader:
         self._thread = self._owner = thread
         self._started_ms = at or 0
         self._is_exec = meta.get("source") == "exec"
+        self._is_fork = bool(meta.get("forked_from_id"))
         if parent := parent_of(meta):
             root = text(meta.get("session_id"))
             self._is_sub, self._owner = True, root if root and root != thread else parent
         else:
-            self.out.append(Context(NAME, thread, text(meta.get("cwd")), text(mapping(meta.get("git")).get("branch")), text(meta.get("cli_version"))))
+            branch = text(mapping(meta.get("git")).get("branch"))
+            self.out.append(Context(NAME, thread, text(meta.get("cwd")), branch, text(meta.get("cli_version"))))
             if at is not None:
                 self.out.append(Moment(NAME, thread, "own", at))
 
@@ -122,13 +137,16 @@ class FileReader:
         if at is not None:
             self.last_ms[self._owner or thread] = max(at, self.last_ms.get(self._owner or thread, at))
         if whole is not None and not self._is_sub:
-            self._reading(thread, used, whole, at)
+            self._reading(thread, used, whole, at, is_first=not self._recorded)
+        self._recorded = True
 
-    def _reading(self, thread: str, used: Usage, whole: Usage, at: int | None) -> None:
+    def _reading(self, thread: str, used: Usage, whole: Usage, at: int | None, *, is_first: bool) -> None:
         """The thread's running total; the first one less its call is what a fork inherited."""
-        if not self._based:
-            self._based = True
-            self.out.append(Base(NAME, thread, "stated", thread, (("", whole.minus(used)),)))
+        if is_first:
+            inherited = whole.minus(used)
+            is_own = not self._is_fork and bool(self._counted) and self._counted[1].join(inherited) == self._counted[1]
+            if not is_own:  # else an older version made no records of it
+                self.out.append(Base(NAME, thread, "stated", thread, (("", inherited),)))
         self.out.append(Level(NAME, thread, "", whole))
         if turn := self._turns.get(self._turn):
             read_ms = turn.read_ms if turn.read_ms is not None else at
@@ -136,9 +154,35 @@ class FileReader:
                 NAME, thread, "", turn.usage.join(whole), turn.epoch, turn.reading, turn.epoch_ms, turn.start_ms, read_ms
             )
 
+    def _count(self, line: int, payload: dict[str, Any], at: int | None) -> None:
+        """The running total that every version repeats after each call, and after an abort unchanged."""
+        told = mapping(payload.get("info")).get("total_token_usage")
+        if told is None or self._recorded:
+            return
+        used = usage_of(mapping(told))
+        if used is None:
+            self.out.append(Skip(self._source, "bad usage", line))
+            return
+        self._counted = [self._counted[0], self._counted[1].join(used)] if self._counted else [used, used]
+        if at is not None and self._owner:
+            self.last_ms[self._owner] = max(at, self.last_ms.get(self._owner, at))
+
+    def _unrecorded(self) -> list[Observation]:
+        """The thread's total where no record tells its calls; not a fork's, of which nothing then tells what it inherited."""
+        if self._recorded or not self._counted or not self._thread:
+            return []
+        first, highest = self._counted
+        model = next(iter(self._models)) if len(self._models) == 1 else ""
+        if self._is_fork:
+            return [Skip(self._source, "fork without records")] if highest != first else []
+        if self._is_sub:
+            return [Part(NAME, self._owner, "subagent", self._thread, model or "unknown", highest, "hidden")]
+        return [Level(NAME, self._thread, model, highest)]
+
     def finish(self) -> list[Observation]:
         """All that the rollout told."""
-        out = self.out + list(self._turns.values())
+        out = self.out + list(self._turns.values()) + self._unrecorded()
+        self._counted = []
         self._turns = {}
         self.out = out
         return out
@@ -162,8 +206,7 @@ class StdoutReader:
         elif not self._thread:
             self.out.append(Skip(self._source, "no session", line))
         elif r.get("type") == "turn.failed":
-            told = hashlib.sha256(json.dumps(r, sort_keys=True).encode()).hexdigest()[:16]
-            key = f"{self._thread}:failed:{told}"
+            key = f"{self._thread}:failed:{digest(r)}"
             self.out.append(Finish(NAME, self._thread, key, key, "error"))
         else:
             self._completed(line, r)

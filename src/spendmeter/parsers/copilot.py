@@ -11,8 +11,16 @@ from spendmeter.parsers.fields import count, counts, less, mapping, text, when_m
 from spendmeter.records import NOTHING, Alias, Call, Context, Finish, Level, Moment, Observation, Skip, Usage
 
 NAME = "copilot"
-MARKS = (b'"exitCode"', b'"modelMetrics"', b'"model.call_', b'"session.start"', b'"session.resume"', b'"session.usage_record"', b'"session.shutdown"',
-         b'"session.mcp_servers_loaded"')  # fmt: skip
+MARKS = (
+    b'"exitCode"',
+    b'"modelMetrics"',
+    b'"model.call_',
+    b'"session.start"',
+    b'"session.resume"',
+    b'"session.usage_record"',
+    b'"session.shutdown"',
+    b'"session.mcp_servers_loaded"',
+)
 _STDOUT_TYPES = {"model.call_start", "model.call_final_result", "session.mcp_servers_loaded"}
 _FILE_TYPES = {"session.start", "session.resume", "session.usage_record", "session.shutdown"}
 
@@ -48,7 +56,7 @@ def start_alias(at_ms: int) -> str:
 
 def _metrics(metrics: dict[str, Any]) -> tuple[dict[str, Usage], bool]:
     """Usage by model, and whether an entry was none."""
-    found = {m[:256]: usage_of(mapping(mapping(v).get("usage"))) for m, v in mapping(metrics.get("modelMetrics")).items()}
+    found = {text(m) or "unknown": usage_of(mapping(mapping(v).get("usage"))) for m, v in mapping(metrics.get("modelMetrics")).items()}
     return {m: u for m, u in found.items() if u is not None}, None in found.values()
 
 
@@ -96,10 +104,11 @@ class FileReader:
         self._process_ms = begun
         context = mapping(data.get("context"))
         self.out += [
-            Moment(NAME, session, "own", begun), Moment(NAME, session, "prompt", begun),
+            Moment(NAME, session, "own", begun),
+            Moment(NAME, session, "prompt", begun),
             Level(NAME, session, "", NOTHING, "processes", str(begun), begun, begun),
             Context(NAME, session, text(context.get("cwd")), text(context.get("branch")), text(data.get("copilotVersion"))),
-        ]  # fmt: skip
+        ]
 
     def _call(self, line: int, r: dict[str, Any], u: dict[str, Any], at: int | None) -> None:
         used, cid = usage_of(u), text(u.get("apiCallId"))
@@ -155,7 +164,7 @@ class StdoutReader:
             self._result(r, at)
 
     def _result(self, r: dict[str, Any], at: int | None) -> None:
-        session = str(r["sessionId"])[:256]
+        session = text(r["sessionId"]) or "?"
         spent_ms = count(mapping(r.get("usage")).get("totalApiDurationMs"))
         key = f"api:{spent_ms}" if self._answered and spent_ms else f"at:{at}"
         duration = at - self._first_ms if at is not None and self._first_ms is not None and at >= self._first_ms else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,8 +31,20 @@ def less(whole: int | None, *parts: int | None) -> int | None:
 
 
 def text(value: object) -> str | None:
-    """A string that is not empty, cut to 256 characters, else None."""
-    return value[:256] if isinstance(value, str) and value else None
+    """A string that is not empty, cut to 256 characters, else None; what no database takes (NUL, half a character) is replaced."""
+    if not isinstance(value, str) or not value:
+        return None
+    cut = value[:256].replace("\0", "?")
+    return cut if cut.isascii() else cut.encode("utf-8", "replace").decode()
+
+
+def digest(value: object) -> str:
+    """A short name of a JSON value."""
+    try:
+        told = json.dumps(value, sort_keys=True)
+    except (ValueError, RecursionError):
+        told = "?"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def mapping(value: object) -> dict[str, Any]:

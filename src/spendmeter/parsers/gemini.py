@@ -5,11 +5,9 @@ Source: measured on gemini-cli 0.61.0; docs/reference/clis.md has the table of w
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
-from spendmeter.parsers.fields import count, counts, less, mapping, text, when_ms
+from spendmeter.parsers.fields import count, counts, digest, less, mapping, text, when_ms
 from spendmeter.records import NOTHING, Call, Finish, Level, Moment, Observation, Part, Skip, Usage, total
 
 NAME = "gemini"
@@ -126,12 +124,11 @@ class StdoutReader:
             self._json_result(line, r)
 
     def _json_result(self, line: int, r: dict[str, Any]) -> None:
-        session, stats = str(r["session_id"])[:256], mapping(r.get("stats"))
-        told = hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()[:16]
-        key, used = f"{session}:{told}", NOTHING
+        session, stats = text(r["session_id"]) or "?", mapping(r.get("stats"))
+        key, used = f"{session}:{digest(stats)}", NOTHING
         for model, v in mapping(stats.get("models")).items():
             for kind, role, part in self._roles(line, mapping(v)):
-                self.out.append(Part(NAME, session, kind, key, model[:256], part, role))
+                self.out.append(Part(NAME, session, kind, key, text(model) or "unknown", part, role))
                 used = used.plus(part)
         self.last_ms[session] = None
         self.out.append(Finish(NAME, session, key, key, "error" if "error" in r else "ok", used, used))
@@ -157,7 +154,7 @@ class StdoutReader:
             if part is None:
                 self.out.append(Skip(self._source, "bad usage", line))
                 continue
-            self.out.append(Part(NAME, self._session, "run", self._key, model[:256], part, "any"))
+            self.out.append(Part(NAME, self._session, "run", self._key, text(model) or "unknown", part, "any"))
             used = used.plus(part)
         at, outcome = when_ms(r.get("timestamp")), "ok" if r.get("status") == "success" else "error"
         self.last_ms[self._session] = at

@@ -21,7 +21,7 @@ ATTEMPTS = 3  # to read a database that changes meanwhile
 WAIT_S = 2.0
 _STDOUT_TYPES = {"step_start", "step_finish", "error"}
 _GOES_ON = {"tool-calls", "tool_calls"}
-_TABLES = {"session", "message", "part"}
+_LOOKS = ("select id from session", "select id, session_id, data from message", "select id, message_id, session_id, data from part")
 _SUMS = ("tokens_input", "tokens_output", "tokens_reasoning", "tokens_cache_read", "tokens_cache_write", "cost")
 
 
@@ -56,7 +56,7 @@ class StdoutReader:
 
     def row(self, line: int, r: dict[str, Any]) -> None:
         """Takes the event at *line*."""
-        session, at = str(r["sessionID"])[:256], when_ms(r.get("timestamp"))
+        session, at = text(r["sessionID"]) or "?", when_ms(r.get("timestamp"))
         self.last_ms[session] = at if at is not None else self.last_ms.get(session)
         if session not in self._open:
             self._open[session] = at or 0, NOTHING
@@ -99,12 +99,15 @@ class FileReader:
     def row(self, line: int, r: dict[str, Any]) -> None:
         """Takes the session at *line*."""
         info = mapping(r.get("info"))
-        session = text(info.get("parentID")) or str(info["id"])[:256]
-        sub = str(info["id"])[:256] if info.get("parentID") else None
+        session = text(info.get("parentID")) or text(info["id"]) or "?"
+        sub = text(info["id"]) or "?" if info.get("parentID") else None
         self.last_ms.setdefault(session, None)
         for message in r["messages"]:
             head = mapping(mapping(message).get("info"))
             parts = mapping(message).get("parts")
+            at = when_ms(mapping(head.get("time")).get("created"))
+            if head.get("role") == "user" and at is not None and sub is None:
+                self.out.append(Moment(NAME, session, "prompt", at))
             for part in parts if isinstance(parts, list) else []:
                 if mapping(part).get("type") == "step-finish":
                     self._step(line, part, head, session, sub)
@@ -139,7 +142,9 @@ def is_database(path: Path) -> bool:
     """Whether the SQLite file *path* is opencode's."""
     try:
         with closing(_open(path)) as db:
-            return {str(r[0]) for r in db.execute("select name from sqlite_master where type = 'table'")} >= _TABLES
+            for look in _LOOKS:
+                db.execute(f"{look} limit 0")
+            return True
     except sqlite3.Error:
         return False
 
@@ -163,7 +168,7 @@ def read_database(path: Path, source: str) -> DatabaseReader:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Opens *path* so that no writer ever waits: as a file that stands still, or, where a write-ahead log holds the newest, as its reader."""
+    """Opens *path* so that no writer ever waits: as a file that stands still, or as a reader of its write-ahead log."""
     mode = "mode=ro" if _has_wal(path) else "mode=ro&immutable=1"
     try:
         return _connect(path, mode)
@@ -173,6 +178,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=WAIT_S)
+    db.text_factory = lambda data: data.decode("utf-8", "replace")
     try:
         db.execute("pragma query_only = 1")
         db.execute("select 1 from sqlite_master limit 1")

@@ -83,6 +83,19 @@ def _copilot_session(path: Path) -> str | None:
     return below[0] if below is not None and len(below) == 2 else None
 
 
+def _qwen_homes(env: Env, home: Path | None = None) -> list[Path]:
+    """$QWEN_RUNTIME_DIR has the chats where it is set, $QWEN_HOME or ``~/.qwen`` the rest."""
+    told = [Path(env[n]) for n in ("QWEN_RUNTIME_DIR", "QWEN_HOME") if env.get(n)] if home is None else []
+    if home is not None and ((home / "usage_record.jsonl").exists() or (home / "projects").is_dir()):
+        return [home]
+    user = (home or Path(env.get("HOME") or Path.home())) / ".qwen"
+    return told if home is None and env.get("QWEN_HOME") else [*told, user]
+
+
+def _opencode_session(path: Path) -> str | None:
+    return "" if path.name.startswith("opencode") and path.suffix == ".db" else None
+
+
 def _opencode_homes(env: Env, home: Path | None = None) -> list[Path]:
     if home is not None and any(home.glob("opencode*.db")):
         return [home]
@@ -93,11 +106,21 @@ def _opencode_homes(env: Env, home: Path | None = None) -> list[Path]:
 
 PLACES: dict[str, Places] = {
     "codex": Places(
-        _homes("CODEX_HOME", ".codex", "", "sessions"), _find("sessions/**/rollout-*.jsonl", "archived_sessions/**/rollout-*.jsonl"), _codex_session
+        _homes("CODEX_HOME", ".codex", "", "sessions"),
+        _find("sessions/**/rollout-*.jsonl", "archived_sessions/**/rollout-*.jsonl"),
+        _codex_session,
     ),
-    "gemini": Places(_homes("GEMINI_CLI_HOME", ".gemini", ".gemini", "tmp"), _find("tmp/*/chats/**/*.jsonl", "tmp/*/chats/*.json"), _gemini_session),
-    "qwen": Places(_homes("QWEN_HOME", ".qwen", "", "usage_record.jsonl"), _find("projects/*/chats/*.jsonl", "usage_record.jsonl"), _qwen_session),
-    "opencode": Places(_opencode_homes, _find("opencode*.db"), lambda path: "" if path.name.startswith("opencode") and path.suffix == ".db" else None),
+    "gemini": Places(
+        _homes("GEMINI_CLI_HOME", ".gemini", ".gemini", "tmp"),
+        _find("tmp/*/chats/**/*.jsonl", "tmp/*/chats/*.json"),
+        _gemini_session,
+    ),
+    "qwen": Places(
+        _qwen_homes,
+        _find("projects/*/chats/*.jsonl", "usage_record.jsonl"),
+        _qwen_session,
+    ),
+    "opencode": Places(_opencode_homes, _find("opencode*.db"), _opencode_session),
     "copilot": Places(_homes("COPILOT_HOME", ".copilot", "", "session-state"), _find("session-state/*/events.jsonl"), _copilot_session),
     "claude": Places(claude_files.homes, claude_files.transcripts, claude_files.session_of),  # last: it knows every path
 }

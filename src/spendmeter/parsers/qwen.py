@@ -61,7 +61,7 @@ class FileReader:
 
     def row(self, line: int, r: dict[str, Any]) -> None:
         """Takes the row at *line*."""
-        session, at = str(r["sessionId"])[:256], when_ms(r.get("timestamp"))
+        session, at = text(r["sessionId"]) or "?", when_ms(r.get("timestamp"))
         if "type" not in r:
             self._record(line, r, session, at)
             return
@@ -83,8 +83,8 @@ class FileReader:
         if used is None or cid is None:
             self.out.append(Skip(self._source, "bad usage" if used is None else "no id", line))
             return
-        model = text(e.get("model"))
-        self.out.append(Call(NAME, cid, session, used, model, model, when_ms(e.get("event.timestamp")), subagent=text(e.get("subagent_name"))))
+        model, at, sub = text(e.get("model")), when_ms(e.get("event.timestamp")), text(e.get("subagent_name"))
+        self.out.append(Call(NAME, cid, session, used, model, model, at, subagent=sub))
 
     def _record(self, line: int, r: dict[str, Any], session: str, at: int | None) -> None:
         """One row a run, written at its end: the session's running total."""
@@ -94,7 +94,7 @@ class FileReader:
             if used is None:
                 self.out.append(Skip(self._source, "bad usage", line))
                 continue
-            self.out.append(Level(NAME, session, model[:256], used))
+            self.out.append(Level(NAME, session, text(model) or "unknown", used))
             whole = whole.plus(used)
         started = when_ms(r.get("startTime"))
         if started is not None and at is not None:
@@ -116,7 +116,7 @@ class StdoutReader:
 
     def row(self, line: int, r: dict[str, Any]) -> None:
         """Takes the event at *line*."""
-        session = str(r["session_id"])[:256]
+        session = text(r["session_id"]) or "?"
         self.last_ms[session] = None  # its events bear no time
         if r.get("type") == "system":
             self.out.append(Context(NAME, session, text(r.get("cwd")), None, text(r.get("qwen_code_version"))))
@@ -156,7 +156,7 @@ class StdoutReader:
             if used is None:
                 self.out.append(Skip(self._source, "bad usage", line))
                 continue
-            self.out.append(Level(NAME, session, model[:256], used, reading=key))
+            self.out.append(Level(NAME, session, text(model) or "unknown", used, reading=key))
             out.append(used)
         return out
 

@@ -27,4 +27,3 @@ def files(path: Path) -> Iterator[Path]:
             file = Path(folder) / name
             if file.is_file() and is_source(file):
                 yield file
-

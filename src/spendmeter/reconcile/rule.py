@@ -173,11 +173,11 @@ class Rule:
         calls, levels, parts = self._facts(paid)
         names = calls.keys() | levels.keys() | parts.keys()
         out = {n: self._cell(n, calls[n], levels[n], parts[n]) for n in names if n}
-        return self._unnamed(out, levels[""], parts[""], self._aside(calls))
+        return self._unnamed(out, levels[""], parts[""], self._aside(calls, parts))
 
-    def _aside(self, calls: Mapping[str, list[CallFact]]) -> Usage:
-        """What calls used that no reading of the session covers."""
-        out = NOTHING
+    def _aside(self, calls: Mapping[str, list[CallFact]], parts: Mapping[str, list[Part]]) -> Usage:
+        """What was used that no reading of the session covers."""
+        out = total(p.usage for ps in parts.values() for p in ps if p.role == "hidden")
         for view in self._call_views([c for cs in calls.values() for c in cs if c.role == "hidden"]):
             out = out.join(total(c.usage for c in view))
         return out
@@ -361,16 +361,18 @@ class Rule:
         return {cell: next(iter(names)) for cell, names in answered.items() if len(names) == 1}
 
 
-def _with_parts(lines: list[tuple[Usage, Usage]], parts: list[Part], dates: Mapping[str, int], points: Sequence[int]) -> list[tuple[Usage, Usage]]:
+def _with_parts(
+    lines: list[tuple[Usage, Usage]], parts: list[Part], dates: Mapping[str, int], points: Sequence[int]
+) -> list[tuple[Usage, Usage]]:
     """Joins in what the runs that had ended by each of *points* told of themselves."""
     ended = sorted(((dates[p.part_id], p) for p in parts), key=lambda x: x[0])
     main = _running([(at, p.usage) for at, p in ended if p.role == "main"], points)
     hidden = _running([(at, p.usage) for at, p in ended if p.role == "hidden"], points)
     every = _running([(at, p.usage) for at, p in ended], points) if any(p.role == "any" for p in parts) else [NOTHING] * len(points)
     out = []
-    for (m, h), more, aside, whole in zip(lines, main, hidden, every, strict=True):
-        m, h = m.join(more), h.join(aside)
-        out.append((m.plus(h).join(whole).minus(h) if whole.known else m, h))
+    for (covered, aside), more, more_aside, whole in zip(lines, main, hidden, every, strict=True):
+        shown, rest = covered.join(more), aside.join(more_aside)
+        out.append((shown.plus(rest).join(whole).minus(rest) if whole.known else shown, rest))
     return out
 
 

@@ -15,8 +15,8 @@ from spendmeter.reconcile.facts import CallFact, SessionFacts
 from spendmeter.reconcile.rule import FOREVER, POOL, RUN_PARTS, UNKNOWN, Cells, Foreign, Rule, apply, tokens_only
 from spendmeter.records import NOTHING, Claim, Finish, Level, Part, Tags, Usage, total
 
-
 DATED_ON_STDOUT = frozenset({"opencode"})  # they print each call of the main agent, with its time
+SILENT = frozenset({"codex", "copilot"})  # they print the end of a run that used something, and not what
 UNTOLD = {  # what a CLI prints of no run
     "codex": "subagents: codex does not print what they used, only its session files tell",
     "opencode": "model and subagents: opencode does not print them, only its database tells",
@@ -90,7 +90,9 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
 def _unknown(rule: Rule, run: _Run, made: RunSlice, *, first: bool) -> tuple[str, ...]:
     """What nothing tells, in the user's words."""
     if not any(p.usage.known for p in made.pieces):
-        return () if run.readings or run.implied else ("usage: nothing printed and no session file tells it",)
+        if run.implied or (run.readings and not (rule.stdout_only and rule.facts.cli in SILENT)):
+            return ()
+        return ("usage: nothing printed and no session file tells it",)
     if not rule.stdout_only:
         return ()
     if not run.readings:
@@ -232,9 +234,19 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
         else:
             run.end_ms = FOREVER
     for run in runs:
+        if rule.facts.cli in DATED_ON_STDOUT and not run.pinned and run.ended_ms is not None and run.duration_ms is not None:
+            run.start_ms, run.pinned = _begun(rule, run.ended_ms - run.duration_ms, runs) - 1, True
         if not run.pinned and run.end_ms is not None:
             i = rule.segment_at(min(run.end_ms, FOREVER - 1))
             run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else -1
+
+
+def _begun(rule: Rule, shown_ms: int, runs: list[_Run]) -> int:
+    """Time of the prompt of a run whose first printed event is of *shown_ms*: the last one before that, if a file tells prompts."""
+    if not any("file" in c.views for c in rule.facts.calls.values()):
+        return shown_ms
+    before = max((r.ended_ms for r in runs if r.ended_ms is not None and r.ended_ms < shown_ms), default=-1)
+    return max((p for p in rule.facts.prompts if before < p < shown_ms), default=shown_ms)
 
 
 def _date_by_share(rule: Rule, runs: list[_Run], ends: list[int], taken: set[int]) -> None:
@@ -244,9 +256,10 @@ def _date_by_share(rule: Rule, runs: list[_Run], ends: list[int], taken: set[int
         return
     sums = [total(c.values()) for c in rule.along(ends)]
     rises = [(end, tokens_only(b.minus(a))) for end, a, b in zip(ends, [NOTHING, *sums], sums, strict=False)]
-    for is_fit in (lambda rise, used: rise == used, lambda rise, used: rise.tokens <= used.tokens):
+    for exact in (True, False):
         for used, run in sorted(told, key=lambda x: x[1].key):
-            free = (end for end, rise in rises if end not in taken and is_fit(rise, tokens_only(used)))
+            fits = (end for end, rise in rises if (rise == tokens_only(used) if exact else rise.tokens <= used.tokens))
+            free = (end for end in fits if end not in taken)
             if run.end_ms is None and (end := next(free, None)) is not None:
                 run.end_ms = end
                 taken.add(end)
