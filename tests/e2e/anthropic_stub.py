@@ -20,6 +20,7 @@ class Truth:
     def __init__(self, plan: dict[str, list[Any]]) -> None:
         self.plan = plan
         self.calls: list[dict[str, int]] = []
+        self.cut: list[dict[str, int]] = []  # those that began and never ended
         self.stalled = threading.Event()
         self._lock = threading.Lock()
 
@@ -43,8 +44,8 @@ class Truth:
         }  # fmt: skip
 
     def totals(self, *, finished: bool = True) -> dict[str, int]:
-        """Sums over the answered calls, without the stalled one where *finished*."""
-        calls = self.calls[:-1] if finished and self.stalled.is_set() else self.calls
+        """Sums over the answered calls, without those that were cut where *finished*."""
+        calls = [c for c in self.calls if not finished or c not in self.cut]
         return {name: sum(c[name] for c in calls) for name in ("tokens_in", "cache_read", "cache_write_5m", "cache_write_1h", "tokens_out")}
 
 
@@ -109,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._event("message_start", message=message | {"content": [], "stop_reason": None, "usage": usage | {"output_tokens": 1}})
         if block.get("text") == "stall":
+            self.truth.cut.append(self.truth.calls[n - 1])
             self.truth.stalled.set()
             time.sleep(60)
             return
