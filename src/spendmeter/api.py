@@ -184,7 +184,7 @@ def _source(reported: int | None, estimated: int | None) -> str:
 class metered:  # noqa: N801 - a context manager that reads as a word
     """Meters whatever CLI is started inside with ``env=m.env``: ``with metered(agent="developer", task="T-1") as m: ...``.
 
-    Usage comes from the session files that the CLI writes and from what is handed to ``m.output``. ``m.record`` holds the
+    Usage comes from the session files that Claude Code writes and from what is handed to ``m.output`` (of any CLI). ``m.record`` holds the
     ``RunRecord`` after the block. Nothing that fails here reaches the block.
     """
 

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spendmeter.parsers.changes import Changes
 from spendmeter.parsers.claude_files import Watch
 from spendmeter.records import Observation, Tags
 from spendmeter.runner.finished import FinishedRun
@@ -16,8 +17,10 @@ from spendmeter.runner.spool import RUNNING, tags_json
 if TYPE_CHECKING:
     from spendmeter.runner.facts import Facts
 
+AnyWatch = Watch | Changes
 
-def mark(facts: Facts, watches: Iterable[Watch], child_pid: int, sessions: Iterable[str]) -> dict[str, Any]:
+
+def mark(facts: Facts, watches: Iterable[AnyWatch], child_pid: int, sessions: Iterable[str]) -> dict[str, Any]:
     """JSON values from which ``finish_mark`` can go on if this process is killed."""
     command, options, trace = facts.command, facts.options, facts.trace
     return {
@@ -37,7 +40,7 @@ def mark(facts: Facts, watches: Iterable[Watch], child_pid: int, sessions: Itera
 
 
 def compose(
-    facts: Facts, watches: list[Watch], pids: Iterable[int], sessions: Iterable[str], observations: list[Observation]
+    facts: Facts, watches: list[AnyWatch], pids: Iterable[int], sessions: Iterable[str], observations: list[Observation]
 ) -> FinishedRun:
     """The run as far as it is known when its child has ended; end, exit code and signal are for the caller to set."""
     return _composed(mark(facts, (), 0, sessions), watches, list(pids), observations)
@@ -50,7 +53,7 @@ def finish_mark(data: Mapping[str, Any]) -> FinishedRun:
         ValueError: *data* is not a mark.
     """
     try:
-        watches = [Watch.restored(state) for state in data["watches"]]
+        watches = [Changes.restored(state) if "cli" in state else Watch.restored(state) for state in data["watches"]]
         run = _composed(data, watches, [data["child_pid"]], [])
     except (KeyError, TypeError, IndexError) as e:
         raise ValueError(f"not a mark of a run: {type(e).__name__}") from None
@@ -59,7 +62,7 @@ def finish_mark(data: Mapping[str, Any]) -> FinishedRun:
     return run
 
 
-def _composed(data: Mapping[str, Any], watches: list[Watch], pids: list[int], observations: list[Observation]) -> FinishedRun:
+def _composed(data: Mapping[str, Any], watches: list[AnyWatch], pids: list[int], observations: list[Observation]) -> FinishedRun:
     resumed, _, forked, continued = data["named"]
     cli = data["cli"] or next((o.cli for o in observations if hasattr(o, "cli")), None)
     cwd, repo, branch, commit = data["where"]
@@ -69,12 +72,14 @@ def _composed(data: Mapping[str, Any], watches: list[Watch], pids: list[int], ob
         ended_ms=data["started_ms"], trace_id=trace_id, span_id=span_id, parent_span_id=parent, sessions=set(data["sessions"]),
         resumed=resumed, forked=forked, continued=continued, observations=observations, cwd=cwd, repo=repo, branch=branch, commit=commit,
     )  # fmt: skip
-    for watch in watches if cli in (None, "claude") else ():
-        _add_files(run, watch, pids, guess=cli == "claude")
+    for watch in watches:
+        of = watch.cli if isinstance(watch, Changes) else "claude"
+        if cli in (None, of):
+            _add_files(run, watch, pids, guess=cli == of)
     return run
 
 
-def _add_files(run: FinishedRun, watch: Watch, pids: list[int], *, guess: bool) -> None:
+def _add_files(run: FinishedRun, watch: AnyWatch, pids: list[int], *, guess: bool) -> None:
     before = run.resumed or (watch.newest() if run.continued else None)
     maybe, parents = (None, [before] if before else []) if run.forked else (before, [])
     run.files += watch.after(run.sessions, pids, maybe=maybe, parents=parents, guess=guess and not run.files)

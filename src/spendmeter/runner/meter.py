@@ -14,8 +14,8 @@ from spendmeter.runner.warm import Loader
 
 if TYPE_CHECKING:
     from spendmeter.parsers import Stream
-    from spendmeter.parsers.claude_files import Watch
     from spendmeter.records import Observation
+    from spendmeter.runner.compose import AnyWatch
     from spendmeter.runner.facts import Facts
     from spendmeter.runner.finished import FinishedRun
     from spendmeter.runner.spool import Pending
@@ -41,7 +41,7 @@ class Meter(threading.Thread):
         self._status = self._ended_ms = 0
         self._notes: list[str] = []
         self._stream: Stream | None = None
-        self._watches: list[Watch] = []
+        self._watches: list[AnyWatch] = []
         self._mark: Pending | None = None
         self._told: set[str] = set()
         self._refreshed_s = time.monotonic()
@@ -97,9 +97,13 @@ class Meter(threading.Thread):
         from spendmeter.parsers import claude_files
 
         facts = self._facts
-        if facts.command.cli not in (None, "claude"):
-            return
-        watches = [claude_files.Watch(h, facts.cwd, facts.start_ns, facts.early) for h in claude_files.homes(facts.env)]
+        watches: list[AnyWatch]
+        if (cli := facts.command.cli) in (None, "claude"):
+            watches = [claude_files.Watch(h, facts.cwd, facts.start_ns, facts.early) for h in claude_files.homes(facts.env)]
+        else:
+            from spendmeter.parsers import changes, places
+
+            watches = [changes.Changes(cli, h, facts.start_ns) for h in places.PLACES[cli].homes(facts.env, None)]
         for watch in watches:
             watch.snapshot()
         self._watches = watches
