@@ -30,7 +30,7 @@ test: $(DEV) parts ## Install what the tests need and run them all
 
 check: $(DEV) lint types test ## Exactly what CI runs
 
-parts: ## Install the real parts of the tests: Prometheus, Chromium, the Collector
+parts: ## Install the real parts of the tests: Prometheus, Chromium, PostgreSQL, npm, the Collector
 	@scripts/parts.sh
 
 fmt: $(DEV) ## Format the code
