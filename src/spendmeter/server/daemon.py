@@ -145,12 +145,14 @@ def _try_exporter(book: Book) -> None:
 def _say_hello(settings: Settings, host: str, port: int, note: str) -> None:
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
+    zero_s = settings.zero_first_s
+    first = f"at 0 for {zero_s:g} s first" if zero_s else "with their value at once (zero_first is 0)"
     lines = [
         f"spendmeter: serving {safe(settings.ledger)}",
         f"  page     {url}/",
         f"  metrics  {url}/metrics",
         f"  API      {url}/api/v1/openapi.json",
-        f"  new series are shown at 0 for {settings.zero_first_s:g} s first; OTLP is {'on' if exports() else 'off: no endpoint is set'}",
+        f"  new series are shown {first}; OTLP is {'on' if exports() else 'off: no endpoint is set'}",
     ]
     if not is_loopback(host):
         lines.append(f"  anyone who can reach {host} can read all of it: there is no password")
