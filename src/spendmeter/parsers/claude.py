@@ -231,7 +231,7 @@ class StdoutReader:
     def __init__(self, source: str) -> None:
         self._source = source
         self._seen: dict[tuple[str, str], Call] = {}  # (session, message id)
-        self._request: dict[str, str] = {}  # message id -> request id
+        self._request: dict[tuple[str, str], str | None] = {}  # messages whose answer was printed -> request id, where it has one
         self._current: dict[tuple[str, str], str] = {}  # (session, parent tool use) -> message being streamed
         self._leader: dict[str, str] = {}
         self._told: set[str] = set()
@@ -249,6 +249,8 @@ class StdoutReader:
         kind = r.get("type")
         if kind == "assistant":
             message = mapping(r.get("message"))
+            key = session, str(message.get("id"))
+            self._request[key] = text(r.get("request_id")) or self._request.get(key)
             self._note(line, r, session, message, at)
         elif kind == "stream_event":
             self._stream(line, r, session)
@@ -267,8 +269,6 @@ class StdoutReader:
         if used is None:
             self.out.append(Skip(self._source, "bad usage", line))
             return
-        if request := text(r.get("request_id")):
-            self._request[mid] = request
         known = self._seen.get((session, mid))
         if known:
             used, at = used.join(known.usage), known.at_ms if known.at_ms is not None else at
@@ -354,10 +354,15 @@ class StdoutReader:
         return out
 
     def finish(self) -> list[Observation]:
-        """All that was printed; calls come last, when their request ids are known."""
+        """All that was printed; calls come last, when their request ids are known.
+
+        A call that had only begun to stream is left out: it has shown no request id yet, and under another id it would count
+        again once the stream, or the transcript, tells of it.
+        """
         for (session, mid), c in self._seen.items():
-            cid = call_id(self._request.get(mid), mid, session, None)
-            if cid:
+            if (session, mid) not in self._request:
+                continue
+            if cid := call_id(self._request[session, mid], mid, session, None):
                 self.out.append(Call(NAME, cid, session, c.usage, None, c.answered, c.at_ms, "stdout", "main", c.subagent, None, c.traits))
         self._seen.clear()
         return self.out
