@@ -282,3 +282,33 @@ def test_of_two_wrappers_the_inner_one_names_the_run(ledger: Ledger, inner_first
     with ledger.read() as conn:
         assert [tuple(r) for r in conn.execute(select(t.runs.c.agent, t.runs.c.started_ms))] == [("inner", 2000)]
     assert sums(ledger)["tokens_in"] == 5
+
+
+def skipped(ledger: Ledger) -> dict[str, int]:
+    """Value of each series of spendmeter_skipped_total, by its labels."""
+    return {labels: value for (family, labels), value in counters(ledger).items() if family == "spendmeter.skipped"}
+
+
+def test_a_last_line_that_is_being_written_is_no_skip(ledger: Ledger, tmp_path: Path) -> None:
+    """A transcript that is read while it grows counts no skip, and is read again though nothing of it has changed since."""
+    whole = (CHAINS[0].transcripts()[0]).read_bytes()
+    growing = tmp_path / "a" / "s.jsonl"
+    growing.parent.mkdir()
+    for upto in range(500, len(whole), len(whole) // 7):
+        growing.write_bytes(whole[:upto])
+        ingest.ingest_paths(ledger, [str(growing)], tags=TAGS)
+    assert ingest.ingest_paths(ledger, [str(growing)], tags=TAGS).unchanged == 0
+    assert skipped(ledger) == {}
+
+
+def test_a_line_that_stayed_cut_is_counted_once_per_file(ledger: Ledger, tmp_path: Path) -> None:
+    """Long after the last write it is a skip: one for each file, however files are named, however often they are read."""
+    for folder in ("a", "b"):
+        path = tmp_path / folder / "run.jsonl"
+        path.parent.mkdir()
+        path.write_bytes(b'{"type":"assistant","sessionId":"x","mess')
+        os.utime(path, (1e9, 1e9))
+        for _ in range(2):
+            ingest.ingest_paths(ledger, [str(path)], tags=TAGS)
+    assert skipped(ledger) == {'["jsonl","cut short"]': 2}
+    assert verify(ledger) == []

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from spendmeter.config import load
 from spendmeter.errors import ParseError
-from spendmeter.ledger import Batch, Ledger, Process
+from spendmeter.ledger import Batch, Ledger, Process, now_ms
 from spendmeter.parsers import CHUNK, Stream, is_database, names, places, places_of, read_file
+from spendmeter.parsers.scan import CUT_SHORT
 from spendmeter.parsers.sources import files
 from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from spendmeter.runner.finished import FinishedRun
 
 FLUSH = 20_000  # observations per transaction
+GROWING_MS = 60_000  # a file written so lately may have its last line still to come
 Progress = Callable[[int, int], None]
 
 
@@ -142,22 +144,24 @@ def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None
                 pending.result.unchanged += 1
                 return
             if is_database(handle.read(16)):
-                _keep(pending, *read_file(path, cli), path.name, tags, stat.st_mtime_ns // 1_000_000)
+                whole = _keep(pending, *read_file(path, cli), name, tags, stat.st_mtime_ns // 1_000_000)
             else:
                 handle.seek(0)
-                _take(pending, handle, path.name, cli, tags, stat.st_mtime_ns // 1_000_000, places.session_of(path, cli))
-            pending.sources.append((name, mark, digest))
+                whole = _take(pending, handle, name, cli, tags, stat.st_mtime_ns // 1_000_000, places.session_of(path, cli))
+            if whole:
+                pending.sources.append((name, mark, digest))
     except OSError as e:
         raise ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
 
 
 def _take(
     pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None, session: str = ""
-) -> None:
+) -> bool:
+    """Reads *handle* to its end; whether it ended with a whole line, or so long ago that no more will come."""
     stream = Stream(cli, name, session)
     while data := handle.read(CHUNK):
         stream.feed(data)
-    _keep(pending, stream.finish(), stream, name, tags, seen_ms)
+    return _keep(pending, stream.finish(), stream, name, tags, seen_ms)
 
 
 def _beside(path: Path) -> str:
@@ -166,17 +170,20 @@ def _beside(path: Path) -> str:
     return "".join(f":{s.st_size}:{s.st_mtime_ns}" for s in stats)
 
 
-def _keep(pending: _Pending, observations: list[Observation], stream: Stream, name: str, tags: Tags | None, seen_ms: int | None) -> None:
+def _keep(pending: _Pending, observations: list[Observation], stream: Stream, name: str, tags: Tags | None, seen_ms: int | None) -> bool:
+    growing = seen_ms is not None and now_ms() - seen_ms < GROWING_MS
+    kept = [o for o in observations if not (growing and isinstance(o, Skip) and o.reason == CUT_SHORT)]
     pending.result.sources += 1
     if not any(not isinstance(o, Skip) for o in observations):
-        pending.result.silent.append(name)
-    pending.observations += observations
+        pending.result.silent.append(Path(name).name)
+    pending.observations += kept
     if seen_ms is not None:
         pending.seen_ms = seen_ms if pending.seen_ms is None else min(seen_ms, pending.seen_ms)
     if tags:
         pending.claims += _claims(observations, stream, tags)
     if len(pending.observations) > FLUSH:
         pending.flush()
+    return len(kept) == len(observations)
 
 
 def _claims(observations: Iterable[Observation], stream: Stream, tags: Tags) -> list[Claim]:

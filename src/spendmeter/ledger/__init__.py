@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -175,8 +176,8 @@ class Ledger:
         out: dict[str, int] = {}
         for s in skips:
             out[s.reason] = out.get(s.reason, 0) + 1
-            name = hashlib.sha256(f"{s.source}\0{s.line}\0{s.reason}".encode()).hexdigest()[:32]
-            kind = s.source.rpartition(".")[2] if "." in s.source else "stream"
+            name = hashlib.sha256(f"{s.source}\0{s.line}\0{s.length}\0{s.reason}".encode("utf-8", "replace")).hexdigest()[:32]
+            kind = PurePath(s.source).suffix[1:] or "stream"
             upsert(conn, t.skips, [{"id": name, "source": posting.label(kind)[:16], "reason": s.reason, "at_ms": now}])
         if skips:
             posting.post(conn, posting.SKIPS, posting.skip_amounts(conn), now, self.settings)

@@ -13,6 +13,7 @@ from typing import Any
 MAX_LINE = 64 << 20  # bytes; a longer line is cut, its last WINDOW bytes are still searched
 WINDOW = 4 << 20
 MAX_TRIES = 32  # places in one line where an object may begin, and attempts to close a pretty-printed one
+CUT_SHORT = "cut short"  # the reason of a last line that is no whole object
 Row = dict[str, Any]
 _decode = json.JSONDecoder().raw_decode
 
@@ -75,7 +76,7 @@ class Scanner:
         text = raw.decode("utf-8", "replace")
         found, broken = self._objects(text) if marked else ([], False)
         if broken and not self._block and text.lstrip().startswith("{") and not text.rstrip().endswith("{"):
-            self.bad.append((self.line, "cut short" if last else "not JSON", len(raw)))
+            self.bad.append((self.line, CUT_SHORT if last else "not JSON", len(raw)))
         for row in found:
             yield self.line, row
         if found and self._block and text.lstrip().startswith("{"):
