@@ -112,7 +112,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("match: m\ninput: 1\n", '1: a mapping where a list of entries was expected; begin each entry with "- match: ..."'),
+        ("match: m\ninput: 1\n", '1: a mapping where a list was expected; begin each entry with "- match: ..."'),
         ("- m\n", '1: "m" where a mapping was expected, with keys ' + ", ".join(ENTRY_KEYS)),
         ("- match: m\n  inptu: 1\n", f'2: key "inptu" is not one of {", ".join(ENTRY_KEYS)}; did you mean "input"?'),
         ("- match: m\n  cache-read: 1\n", f'2: key "cache-read" is not one of {", ".join(ENTRY_KEYS)}; did you mean "cache_read"?'),

@@ -16,9 +16,11 @@ from spendmeter.errors import ConfigError
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _KEYS: dict[str, tuple[str, ...]] = {
     "metrics": ("zero_first", "settle", "task_ttl", "max_tasks"),
-    "budgets": ("file",),
+    "budgets": ("file", "on_error", "grace"),
+    "plans": ("keep",),
     "prices": ("file",),
 }
+_ALSO = {"SPENDMETER_BUDGETS_FILE": ("SPENDMETER_BUDGETS",)}  # other names of a variable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Settings:
     task_ttl_s: float = 7 * 86400.0
     max_tasks: int = 2000
     prices_file: Path | None = None
+    budgets_file: Path | None = None
+    budgets_block_on_error: bool = False  # what `run` does where its budgets cannot be checked: start all the same, or not
+    budgets_grace_s: float = 0.6  # between the signals that end a run over its limit
+    plans_keep: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ class _Sources:
 
     def get(self, section: str, key: str) -> tuple[object, str]:
         name = f"SPENDMETER_{section}_{key}".upper()
-        if self.env.get(name):
-            return self.env[name], name
+        for known in (name, *_ALSO.get(name, ())):
+            if self.env.get(known):
+                return self.env[known], known
         return self.raw.get(section, {}).get(key), f"{self.path}: [{section}] {key}"
 
     def seconds(self, section: str, key: str, default: float) -> float:
@@ -63,6 +70,13 @@ class _Sources:
         if not re.fullmatch(r"\d+", str(value).strip()):
             raise ConfigError(f'{where} "{value}" is not a whole number of 0 or more')
         return int(str(value))
+
+    def one_of(self, section: str, key: str, known: tuple[str, ...]) -> str:
+        """One of *known*, by default the first."""
+        value, where = self.get(section, key)
+        if value is not None and value not in known:
+            raise ConfigError(f'{where} "{value}" is not one of {", ".join(known)}')
+        return known[0] if value is None else str(value)
 
     def file(self, section: str, key: str) -> Path | None:
         value, where = self.get(section, key)
@@ -91,6 +105,10 @@ def load(config: str | None = None, ledger: str | None = None, env: Mapping[str,
         task_ttl_s=src.seconds("metrics", "task_ttl", 7 * 86400.0),
         max_tasks=src.whole("metrics", "max_tasks", 2000),
         prices_file=src.file("prices", "file"),
+        budgets_file=src.file("budgets", "file"),
+        budgets_block_on_error=src.one_of("budgets", "on_error", ("allow", "block")) == "block",
+        budgets_grace_s=src.seconds("budgets", "grace", 0.6),
+        plans_keep=src.whole("plans", "keep", 50),
     )
 
 

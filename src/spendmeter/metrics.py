@@ -77,6 +77,37 @@ LEDGER_CREATED = _gauge("ledger_created_timestamp_seconds", "s", "When the ledge
 EXPORT_PENDING = _gauge("export_pending", "{item}", "Spans and events waiting in the spool.", ("signal",))
 EXPORT_LAST_SUCCESS = _gauge("export_last_success_timestamp_seconds", "s", "When an OTLP endpoint last took data.", ("signal",))
 EXPORT_FAILURES = _gauge("export_consecutive_failures", "{failure}", "OTLP exports that failed since the last success.", ("signal",))
+
+
+def _budget(name: str, text: str, labels: tuple[str, ...] = ("budget",)) -> dict[str, Metric]:
+    """The gauge for budgets in US dollars, in tokens and in runs: by what the budget limits."""
+    units = {"usd": "{USD}", "tokens": "{token}", "runs": "{run}"}
+    return {limits: _gauge(f"budget.{name}_{limits}", unit, text, labels) for limits, unit in units.items()}
+
+
+BUDGET_LIMIT = _budget("limit", "What the budget allows in one period.")
+BUDGET_SPENT = _budget("spent", "Spent in the current period; of a budget per task or agent, by the one that spent most.")
+BUDGET_REMAINING = _budget("remaining", "Limit less spent, below 0 where it is overspent.")
+BUDGET_RESERVED = _budget("reserved", "Set aside for runs that are under way.")
+BUDGET_FORECAST = _budget("forecast", "What will be spent at the period's end if it goes on as lately.")
+BUDGET_WINDOW_SPENT = _budget("window_spent", "Spent in the window that ends now.", ("budget", "window"))
+_BUDGETS = (BUDGET_LIMIT, BUDGET_SPENT, BUDGET_REMAINING, BUDGET_RESERVED, BUDGET_FORECAST, BUDGET_WINDOW_SPENT)
+BUDGET_OVER = _gauge(
+    "budget.over", "{limit}", "Limits of the budget that are used up: 0 or 1, or a number of tasks or agents.", ("budget",)
+)
+BUDGET_UNPRICED = _gauge("budget.unpriced_tokens", "{token}", "Tokens in the current period whose cost nobody knows.", ("budget",))
+BUDGET_PERIOD_START = _gauge("budget.period_start_timestamp_seconds", "s", "When the current period began.", ("budget",))
+BUDGET_PERIOD = _gauge("budget.period_seconds", "s", "Length of the current period.", ("budget",))
+NOTICES_PENDING = _gauge("notices_pending", "{notice}", "Budget notices that wait to be delivered.")
+_PLAN = ("plan", "workflow")
+PLAN_ESTIMATED_COST_USD = _gauge("plan.estimated_cost_usd", "{USD}", "What the plan's workflow was to cost.", _PLAN)
+PLAN_ESTIMATED_TOKENS = _gauge("plan.estimated_tokens", "{token}", "Tokens that the plan's workflow was to use.", _PLAN)
+PLAN_ESTIMATED_CALLS = _gauge("plan.estimated_calls", "{call}", "Model calls that the plan's workflow was to make.", _PLAN)
+PLAN_ACTUAL_COST_USD = _gauge("plan.actual_cost_usd", "{USD}", "What the runs that name the plan's workflow have cost.", _PLAN)
+PLAN_ACTUAL_TOKENS = _gauge("plan.actual_tokens", "{token}", "Tokens that they have used.", _PLAN)
+PLAN_ACTUAL_CALLS = _gauge("plan.actual_calls", "{call}", "Model calls that they have made.", _PLAN)
+PLANS_PRUNED = _gauge("plans_pruned", "{snapshot}", "Plan snapshots that were dropped because newer ones took their place.")
+
 SCRAPE_SECONDS = _gauge("scrape_duration_seconds", "s", "How long the last /metrics page took to make.")
 BUILD_INFO = _gauge("build_info", "{info}", "Always 1; the version is a label.", ("version",))
 
@@ -86,6 +117,9 @@ DURABLE = (
 )  # fmt: skip
 GAUGES = (
     PENDING_DEBIT, TASK_OVERFLOW, COST_DRIFT, LAST_RUN, LEDGER_SESSIONS, LEDGER_CALLS, LEDGER_UNSETTLED, LEDGER_SIZE,
-    LEDGER_CREATED, EXPORT_PENDING, EXPORT_LAST_SUCCESS, EXPORT_FAILURES, SCRAPE_SECONDS, BUILD_INFO,
+    LEDGER_CREATED, EXPORT_PENDING, EXPORT_LAST_SUCCESS, EXPORT_FAILURES,
+    *(x for family in _BUDGETS for x in family.values()), BUDGET_OVER, BUDGET_UNPRICED, BUDGET_PERIOD_START, BUDGET_PERIOD, NOTICES_PENDING,
+    PLAN_ESTIMATED_COST_USD, PLAN_ESTIMATED_TOKENS, PLAN_ESTIMATED_CALLS, PLAN_ACTUAL_COST_USD, PLAN_ACTUAL_TOKENS, PLAN_ACTUAL_CALLS,
+    PLANS_PRUNED, SCRAPE_SECONDS, BUILD_INFO,
 )  # fmt: skip
 ALL = {m.name: m for m in (*DURABLE, *GAUGES)}

@@ -96,5 +96,5 @@ def _unknown(model: str, table: PriceTable) -> str:
     names = list(table.models())
     short = {n.rpartition("/")[2]: n for n in names}
     near = [n for n in short if model.lower() in n][:3] or get_close_matches(model.lower(), list(short), 3, 0.6)
-    hint = f'; did you mean {" or ".join(near)}?' if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f'no price for model "{model}"{hint or ";"} a price of your own goes into the override file, see docs/reference/prices.md'

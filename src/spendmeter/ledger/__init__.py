@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from spendmeter.config import Settings
 from spendmeter.ledger import derive, posting
@@ -45,6 +45,7 @@ class Process:
     branch: str | None = None
     commit: str | None = None
     notes: Sequence[str] = ()
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Batch:
     settled: bool = False
     seen_ms: int | None = None  # dates usage that nothing else dates
     sources: Sequence[tuple[str, str, str]] = ()  # (path, identity, digest) of files read to their end
+    releases: str | None = None  # run id whose reservation this usage takes the place of
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,10 @@ class Ledger:
                 conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
             touched = derive.affected(conn, store.grown) if store.grown else set()
             changed = {sid for sid in sorted(touched) if self._derive(store, sid, prices, now, settled=batch.settled)}
+            if changed:
+                _note_move(conn, changed)
+            if batch.releases:
+                conn.execute(delete(t.reservations).where(t.reservations.c.run_id == batch.releases))
             upsert(conn, t.sources, [{"path": path, "identity": mark, "digest": digest} for path, mark, digest in batch.sources])
             self._settle(conn, now)
             return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
@@ -208,6 +214,10 @@ class Ledger:
             posting.enqueue(conn, sid, runs, entries)
             conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=None))
 
+    def moved(self, conn: Connection) -> int:
+        """A number that rises whenever any usage in the ledger changes; two equal answers mean equal rows."""
+        return int(conn.execute(select(func.max(t.sessions.c.moved))).scalar_one() or 0)
+
     def source_digest(self, path: str) -> tuple[str, str] | None:
         """(identity, digest) of a source when it was last read to its end."""
         with self.read() as conn:
@@ -231,3 +241,10 @@ class Ledger:
             "unsettled": one[2],
             "bytes": size,
         }
+
+
+def _note_move(conn: Connection, changed: set[int]) -> None:
+    """Gives the sessions the ledger's next number; writers come one at a time, so it is never given twice."""
+    last = conn.execute(select(func.max(t.sessions.c.moved))).scalar_one() or 0
+    for sid in changed:
+        conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(moved=last + 1))

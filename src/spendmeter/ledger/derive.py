@@ -18,6 +18,8 @@ from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
 from spendmeter.records import Level, Usage
 
+PLANNED = ("plan", "workflow", "stage")  # attributes that are columns of runs too
+
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # runs, entries
 
 
@@ -152,12 +154,13 @@ def _run_row(sid: int, facts: SessionFacts, run: RunSlice, wrapped: Any, head: A
         started, ended = wrapped.started_ms, wrapped.ended_ms
         duration = ended - started if started is not None and ended is not None else duration
         trace, span = wrapped.trace_id or trace, wrapped.span_id or span
-        outcome = _outcome(run.outcome, wrapped.exit_code, wrapped.signal)
+        outcome = "max_budget" if wrapped.stopped else _outcome(run.outcome, wrapped.exit_code, wrapped.signal)
     out["notes"] = dump([*run.unknown, *json.loads(out["notes"] or "[]")])
     return out | {
         "session_id": sid, "run_key": run.run_key, "cli": facts.cli, "session": facts.session,
         "agent": run.tags.agent, "task": run.tags.task,
-        "attrs": dump(dict(run.tags.attrs)), "outcome": outcome, "implied": run.implied, "started_ms": started,
+        "attrs": dump(dict(run.tags.attrs)), **{x: run.tags.attrs.get(x) for x in PLANNED},
+        "outcome": outcome, "implied": run.implied, "started_ms": started,
         "ended_ms": ended if ended is not None else head.seen_ms, "duration_ms": duration, "trace_id": trace, "span_id": span,
     }  # fmt: skip
 

@@ -151,7 +151,7 @@ def exposition(ledger: Ledger, channel: Channel, at_ms: int | None = None) -> Pa
     with ledger.read() as conn:
         rows = _rows(conn, _series(SHOWN[channel], at - int(ledger.settings.task_ttl_s * 1000)))
         facts = dict(_rows(conn, "select key, value from meta"))
-        slow = gauges.read(conn, at, facts)
+        slow = gauges.read(ledger, conn, at, facts)
     counters: dict[m.Metric, list[Row]] = {x: [] for x in m.DURABLE if x.kind == "counter"}
     page = Page(ledger, at, started, counters, [], slow, facts["ledger_id"], int(facts["created_ms"]), state, [])
     _fill(page, rows, ledger.settings.zero_first_s)

@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, text
 
 from spendmeter import metrics as m
+from spendmeter.ledger import budgeting, planning
 from spendmeter.ledger.posting import label
+
+if TYPE_CHECKING:
+    from spendmeter.ledger import Ledger
 
 Gauges = dict[m.Metric, list[tuple[tuple[str, ...], int | float]]]  # label values, value in the metric's own unit
 
@@ -38,7 +42,7 @@ def version() -> str:
     return metadata.version("spendmeter")
 
 
-def read(conn: Connection, at_ms: int, meta: Mapping[str, str]) -> Gauges:
+def read(ledger: Ledger, conn: Connection, at_ms: int, meta: Mapping[str, str]) -> Gauges:
     """Every gauge that the ledger can tell at *at_ms*; pending debits and the scrape's duration are the page's own."""
     out: Gauges = {
         m.TASK_OVERFLOW: [((), _one(conn, "select count(*) from tasks where overflow = true"))],
@@ -49,7 +53,7 @@ def read(conn: Connection, at_ms: int, meta: Mapping[str, str]) -> Gauges:
         m.BUILD_INFO: [((version(),), 1)],
     }
     out |= _sizes(conn)
-    return out | _exports(conn, meta)
+    return out | _exports(conn, meta) | budgeting.gauges(ledger, conn, at_ms) | planning.gauges(conn)
 
 
 def _drift(conn: Connection, since_ms: int) -> list[tuple[tuple[str, ...], int | float]]:

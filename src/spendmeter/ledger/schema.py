@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Ta
 
 from spendmeter.records import Usage
 
-HEAD = "0001"
+HEAD = "0002"
 META = MetaData()
 BIG = BigInteger()
 
@@ -33,8 +33,9 @@ sessions = Table(
     Column("has_file", Boolean, nullable=False, default=False),
     Column("settle_at_ms", BIG),  # None = all of it is in the counters
     Column("wants", Text),  # fingerprint of the run total that this session's first reading started from
+    Column("moved", BIG),  # rises with every change of the session's rows: the ledger's greatest tells whether anything has changed
     UniqueConstraint("cli", "session"),
-    Index("ix_sessions_settle", "settle_at_ms"), Index("ix_sessions_wants", "wants"),
+    Index("ix_sessions_settle", "settle_at_ms"), Index("ix_sessions_wants", "wants"), Index("ix_sessions_moved", "moved"),
 )  # fmt: skip
 
 aliases = Table("aliases", META, _key("cli"), _key("alias"), Column("session", Text, nullable=False))
@@ -84,6 +85,7 @@ processes = Table(
     Column("exit_code", Integer), Column("signal", Integer), Column("started_ms", BIG), Column("ended_ms", BIG),
     Column("trace_id", Text), Column("span_id", Text), Column("parent_span_id", Text),
     Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
+    Column("stopped", Text),  # why the wrapper ended the run: "budget NAME" or "max-cost"; None where it did not
 )  # fmt: skip
 
 skips = Table(
@@ -101,7 +103,9 @@ runs = Table(
     Column("started_ms", BIG), Column("ended_ms", BIG), Column("duration_ms", BIG), Column("exit_code", Integer), Column("signal", Integer),
     Column("trace_id", Text, nullable=False), Column("span_id", Text, nullable=False), Column("parent_span_id", Text),
     Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
+    Column("plan", Text), Column("workflow", Text), Column("stage", Text),  # from attrs
     Index("ix_runs_agent_ended", "agent", "ended_ms"), Index("ix_runs_task", "task"), Index("ix_runs_ended", "ended_ms"),
+    Index("ix_runs_plan", "plan"),
 )  # fmt: skip
 
 entries = Table(
@@ -137,4 +141,32 @@ spool = Table(
     Column("id", Integer, primary_key=True), Column("session_id", Integer, nullable=False), Column("run_key", Text, nullable=False),
     Column("print", Text, nullable=False), Column("traced", Boolean, nullable=False), Column("logged", Boolean, nullable=False),
     UniqueConstraint("session_id", "run_key"), Index("ix_spool_traced", "traced"), Index("ix_spool_logged", "logged"),
+)  # fmt: skip
+
+# What is set aside for runs under way; not usage. A row goes in the transaction that brings its run, or when its process has died.
+reservations = Table(
+    "reservations", META,
+    _key("run_id"), Column("host", Text, nullable=False), Column("pid", Integer, nullable=False),
+    Column("born", Text, nullable=False),  # of the process, as its host tells: with the pid it names one process for ever
+    Column("agent", Text, nullable=False), Column("task", Text, nullable=False), Column("cli", Text), Column("model", Text),
+    Column("repo", Text), Column("attrs", Text, nullable=False), Column("started_ms", BIG, nullable=False),
+    Column("beat_ms", BIG, nullable=False),
+    Column("expected_nusd", BIG), Column("expected_tokens", BIG), Column("used_nusd", BIG), Column("used_tokens", BIG),
+)  # fmt: skip
+
+# Budget thresholds that were crossed, one row for each notifier. Kept as the memory of what was told.
+notices = Table(
+    "notices", META,
+    Column("id", Text, primary_key=True), Column("budget", Text, nullable=False), Column("value", Text, nullable=False),
+    Column("threshold", Text, nullable=False), Column("period_start_ms", BIG, nullable=False), Column("notifier", Text, nullable=False),
+    Column("at_ms", BIG, nullable=False), Column("body", Text, nullable=False), Column("attempts", Integer, nullable=False),
+    Column("due_ms", BIG), Column("sent_ms", BIG), Column("error", Text),  # due_ms None: sent, or given up
+    Index("ix_notices_due", "due_ms"), Index("ix_notices_budget", "budget", "value", "threshold", "notifier"),
+)  # fmt: skip
+
+plans = Table(
+    "plans", META,
+    _key("snapshot_id"), Column("name", Text, nullable=False), Column("body", Text, nullable=False),
+    Column("recorded_ms", BIG, nullable=False), Column("seen_ms", BIG, nullable=False),
+    Index("ix_plans_name", "name", "seen_ms"),
 )  # fmt: skip

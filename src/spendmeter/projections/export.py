@@ -295,4 +295,3 @@ class _Spool:
         for w in refused:
             wait = min(2 * self._later[w.mark][1], PATIENCE_S[1]) if w.mark in self._later else PATIENCE_S[0]
             self._later[w.mark] = now + int(wait * 1000), wait
-

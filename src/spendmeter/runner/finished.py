@@ -40,3 +40,4 @@ class FinishedRun:
     repo: str | None = None
     branch: str | None = None
     commit: str | None = None
+    stopped: str | None = None  # why the wrapper ended it: "budget NAME" or "max-cost"

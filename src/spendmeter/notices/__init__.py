@@ -1,0 +1,1 @@
+"""Notices: who is told, once, that a budget threshold was crossed."""
