@@ -19,6 +19,8 @@ COMMANDS = {
     },
     "Look": {
         "report": "Show usage and cost by agent, task, model, day, ...",
+        "top": "Watch spend live: last hour, today, who spends it, the latest runs.",
+        "statusline": "Print spend in one line, for CLIs that show one.",
         "summary": "Write the comment for a finished run or task.",
         "prices": "Show what a model costs on a day.",
     },
