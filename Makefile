@@ -48,10 +48,13 @@ e2e: $(DEV) parts ## Only the end-to-end tests
 gen: $(DEV) ## Write the generated reference pages
 	$(PY) scripts/gen.py
 
+docs: $(DEV) ## Build the documentation site into .cache/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
 otelcol: ## Build the small OpenTelemetry Collector that the tests run
 	@scripts/build_otelcol.sh
 
 bench: $(DEV) ## Print the benchmark tables
 	@for b in benchmarks/*.py; do $(PY) $$b; done
 
-.PHONY: help run test check parts fmt lint types e2e gen otelcol bench
+.PHONY: help run test check parts fmt lint types e2e gen docs otelcol bench

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs the real parts that the tests run: Prometheus, Chromium, PostgreSQL and npm of the distribution, and builds the Collector.
+# Installs the real parts that the tests run: Prometheus, Alertmanager, Chromium, PostgreSQL and npm of the distribution, and builds
+# the Collector.
 # Where there is no apt-get, or no right to use it, it says what to install; the tests then skip those parts by name (in CI they fail).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
 command -v prometheus >/dev/null || missing+=(prometheus)
+command -v prometheus-alertmanager >/dev/null || missing+=(prometheus-alertmanager)
 command -v chromium >/dev/null || missing+=(chromium)
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
 command -v npm >/dev/null || missing+=(nodejs npm)
@@ -21,10 +23,9 @@ if [ "${#missing[@]}" -gt 0 ]; then
         echo "parts: please install ${missing[*]}; tests that need them are skipped until then" >&2
     fi
 fi
-if [ -n "${SPENDMETER_OTELCOL:-}" ]; then
-    exit 0
-elif command -v go >/dev/null; then
-    scripts/build_otelcol.sh >/dev/null
+if command -v go >/dev/null; then
+    scripts/build_tools.sh
+    [ -n "${SPENDMETER_OTELCOL:-}" ] || scripts/build_otelcol.sh >/dev/null
 else
-    echo "parts: please install Go to build the Collector; tests that need it are skipped until then" >&2
+    echo "parts: please install Go to build the Collector and the checkers; tests that need them are skipped until then" >&2
 fi

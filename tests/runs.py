@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spendmeter.parsers import read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.facts import SessionFacts
 from spendmeter.reconcile.rule import Foreign, Rule
 from spendmeter.records import Observation, Usage, total
-from tests.book import Book
 
 ROOT = Path(__file__).parent / "fixtures" / "runs"
 FIELDS = ("tokens_in", "cache_read", "cache_write_5m", "cache_write_1h", "tokens_out")
@@ -101,15 +101,8 @@ def observe(paths: Iterable[Path]) -> list[Observation]:
 
 
 def kin(book: Book, facts: SessionFacts) -> Foreign:
-    """What the other sessions of a small world know, as the ledger would gather it."""
-    copied, owners = {}, set()
-    for key, other in book.sessions.items():
-        for call_id in facts.copies & other.calls.keys():
-            copied[call_id] = other.calls[call_id]
-            owners.add(key)
-    levels = tuple(v for key in sorted(owners) for v in book.sessions[key].levels.values() if v.epoch)
-    peers = frozenset(f.total for key, other in book.sessions.items() if other is not facts for f in other.finishes.values())
-    return Foreign(copied, levels, peers)
+    """What the other sessions of a small world know."""
+    return book.gather(facts)[1]
 
 
 def world_total(book: Book) -> Usage:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -78,3 +79,37 @@ def test_the_status_line_tells_of_session_day_and_month() -> None:
 def test_whatever_a_cli_hands_over_the_status_line_stands(given: str) -> None:
     """One line, exit code 0."""
     assert done("statusline", given=given) == "no spend yet\n"
+
+
+def test_the_chart_is_a_picture_of_the_report(tmp_path: Path) -> None:
+    """A well-formed SVG whose columns tell each day's sum; the whole sum is in its title and on standard error."""
+    done("ingest", "--agent", "<b>&co", "--task", "SHOP-1", str(SINGLE / "stdout"))
+    done("ingest", "--agent", "reviewer", "--task", "SHOP-2", str(RUNS / "stream-json-tool" / "stdout"))
+    result = call("report", "--chart", str(tmp_path / "spend.svg"))
+    assert result.exit_code == 0, result.stderr
+    total = json.loads(done("report", "--json"))["total"]["cost_usd"]
+    shown = f"${float(total):.2f}"
+    assert shown in result.stderr
+    picture = ElementTree.parse(tmp_path / "spend.svg").getroot()
+    titles = [e.text or "" for e in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles[0] == f"Spend by day: {shown}"
+    days = json.loads(done("report", "--by", "day", "--json"))["rows"]
+    assert sorted(t.split(": ")[1] for t in titles[1:] if not t.endswith("–")) == sorted(f"${float(r['cost_usd']):.2f}" for r in days)
+    assert "<b>&co" in [e.text for e in picture.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--chart", "spend.png"], "is no SVG file"), (["--chart", "x.svg", "--json"], "exclude each other"),
+])  # fmt: skip
+def test_a_chart_that_cannot_be_is_bad_usage(flags: list[str], said: str) -> None:
+    """Exit code 2, and what to write."""
+    result = call("report", *flags)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """One line, exit code 1."""
+    result = call("report", "--chart", str(tmp_path / "none" / "x.svg"))
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr

@@ -18,9 +18,9 @@ README = Path(__file__).parents[1] / "README.md"
 FAKE = Path(__file__).parent / "fakecli"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """The code blocks of one language."""
-    found = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    found = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
     assert found
     return found
 
@@ -34,7 +34,9 @@ def env(tmp_path: Path) -> dict[str, str]:
     bin_.mkdir()
     (bin_ / "spendmeter").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m spendmeter "$@"\n')
     (bin_ / "spendmeter").chmod(0o755)
-    return os.environ | {"PATH": f"{bin_}:{FAKE}:{os.environ['PATH']}", "FAKE_CASE": str(case), "XDG_DATA_HOME": str(tmp_path / "data")}
+    budgets = "budgets:\n- {name: developer-day, match: {agent: developer}, period: day, limit_usd: 5, action: block}\n"
+    (tmp_path / "budgets.yaml").write_text(budgets)
+    return os.environ | {"SPENDMETER_BUDGETS": str(tmp_path / "budgets.yaml"), "PATH": f"{bin_}:{FAKE}:{os.environ['PATH']}", "FAKE_CASE": str(case), "XDG_DATA_HOME": str(tmp_path / "data")}
 
 
 def test_the_readmes_commands_work(env: dict[str, str], tmp_path: Path) -> None:
@@ -68,3 +70,25 @@ def test_the_readmes_links_lead_somewhere() -> None:
     for page in [README, README.parent / "CONTRIBUTING.md", *(README.parent / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tutorials_commands_work(env: dict[str, str], tmp_path: Path) -> None:
+    """Its shell blocks, one after the other with its budgets.yaml beside them, as a newcomer would type them."""
+    page = README.parent / "docs" / "tutorial.md"
+    (tmp_path / "budgets.yaml").write_text(next(b for b in blocks("yaml", page) if b.startswith("budgets:")))
+    script = "set -euo pipefail\n" + "\n".join(blocks("sh", page))
+    done = subprocess.run(["bash", "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "developer-day" in done.stdout
+    rules = (tmp_path / "monitoring" / "spendmeter.yml").read_text()
+    assert "developer-day" in rules
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Every page is in the navigation, every link and anchor leads somewhere."""
+    command = [sys.executable, "-W", "ignore", "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    root = README.parent
+    done = subprocess.run(command, cwd=root, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.strip() == ""
+    assert (tmp_path / "site" / "tutorial" / "index.html").exists()

@@ -15,8 +15,8 @@ from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger.verify import verify
 from spendmeter.parsers import read
+from spendmeter.reconcile.book import Book
 from spendmeter.records import Tags
-from tests.book import Book
 from tests.runs import Chain, chains, world_total
 from tests.test_ledger import dump
 

@@ -157,7 +157,7 @@ def test_a_half_written_last_line_counts_once_it_is_whole() -> None:
 
 def test_rows_grow_and_the_largest_counts() -> None:
     """Rows 9, 9, 159 of one call are 159, whatever comes last; a missing requestId falls back to the message id."""
-    from tests.book import Book
+    from spendmeter.reconcile.book import Book
 
     def row(out: int, **more: object) -> str:
         usage = {"input_tokens": 5, "output_tokens": out}

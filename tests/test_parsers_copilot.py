@@ -8,10 +8,10 @@ from itertools import permutations
 from typing import Any
 
 from spendmeter.parsers import read, read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Alias, Call, Claim, Finish, Level, Observation, Skip, Tags, total
-from tests.book import Book
 from tests.runs import ROOT
 
 CHAIN = [ROOT / "copilot" / name for name in ("resume-1-base", "resume-2-continue")]

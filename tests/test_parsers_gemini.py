@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from spendmeter.parsers import read, read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Call, Finish, Observation, Part, Skip, total
-from tests.book import Book
 from tests.runs import ROOT
 
 

@@ -17,10 +17,10 @@ from spendmeter import ingest
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.parsers import read, read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Call, Finish, Observation, Part, Skip, Tags, total
-from tests.book import Book
 from tests.runs import ROOT
 
 RUN = ROOT / "opencode" / "json-subagent-anthropic"

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from spendmeter.parsers import read, read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Call, Finish, Level, Observation, total
-from tests.book import Book
 from tests.runs import ROOT
 
 

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import func, insert, select, text
 
 from spendmeter.cli import main
 from spendmeter.config import Settings
@@ -32,81 +27,11 @@ from spendmeter.ledger import schema as t
 from spendmeter.ledger.periods import when_ms
 from spendmeter.ledger.query import Amounts, Where
 from spendmeter.records import Tags
+from tests.made import NOON, Made
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "claude"
 AGENTS = ("developer", "reviewer", "heartbeat-3")
 DAY = 86_400_000
-NOON = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp() * 1000)
-
-
-# -- both databases ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL that lives as long as the tests; skipped where there is none."""
-    found = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is missing: apt-get install postgresql")
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="spendmeter-pg-", dir="/tmp"))
-    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-
-    def call(name: str, *args: str) -> None:
-        words = [*user, str(found / name), "-D", str(folder / "data"), *args]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-
-    call("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
-    call("pg_ctl", "-w", "-o", f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off", "start")
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        call("pg_ctl", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    """An empty ledger on each database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'both.db'}" if sqlite else request.getfixturevalue("postgres")
-    ledger = Ledger(Settings(url, settle_s=0))
-    if not sqlite:
-        with ledger.write() as conn:
-            for table in reversed(t.META.sorted_tables):
-                if table.name not in ("meta", "alembic_version"):
-                    conn.execute(delete(table))
-    yield ledger
-    ledger.close()
-
-
-@dataclass
-class Made:
-    """Makes rows of runs and entries as ``derive`` would."""
-
-    ledger: Ledger
-    count: int = 0
-
-    def run(self, *entries: dict[str, Any], **run: Any) -> None:
-        self.count += 1
-        key = {"session_id": self.count, "run_key": f"r{self.count}"}
-        head = {
-            "cli": "claude", "session": f"s{self.count}", "agent": "developer", "task": "T-1", "attrs": "{}", "outcome": "ok",
-            "implied": False, "started_ms": NOON - 1000, "ended_ms": NOON, "duration_ms": 1000,
-            "trace_id": "", "span_id": "", "notes": "[]",
-        }  # fmt: skip
-        with self.ledger.write() as conn:
-            conn.execute(insert(t.runs).values(key | head | run))
-            for e in entries:
-                conn.execute(insert(t.entries).values(key | {"model": "m", "minute_ms": NOON, "unpriced_tokens": 0} | e))
-
-
-@pytest.fixture
-def made(both: Ledger) -> Made:
-    return Made(both)
 
 
 # -- real runs ---------------------------------------------------------------------------------------------------------

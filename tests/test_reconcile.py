@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spendmeter.parsers import Stream, places, read_file
+from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import FOREVER, Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Claim, Finish, Observation, Tags, Usage, total
-from tests.book import Book
 from tests.runs import (
     FILES_TELL_LESS,
     STDOUT_TELLS_LESS,

@@ -312,4 +312,4 @@ m.main()
     assert "spendmeter.runner.process" in seen
     assert seen & heavy == set()
     ours = {n.removeprefix("spendmeter.runner.") for n in seen if n.startswith("spendmeter.runner.")}
-    assert ours == {"args", "attend", "childenv", "detect", "facts", "glance", "locate", "mask", "process", "say"}
+    assert ours == {"args", "attend", "childenv", "detect", "facts", "gate", "glance", "locate", "mask", "process", "say"}

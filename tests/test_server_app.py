@@ -11,6 +11,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from spendmeter.ingest import ingest_paths
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.query import report, runs
+from spendmeter.projections import chart
 from spendmeter.records import Tags
-from spendmeter.server import api, app, chart, pages, problems, web
+from spendmeter.server import api, app, pages, problems, web
 from spendmeter.server.asked import Asked
 from spendmeter.server.book import Book
 from spendmeter.server.guard import HEADERS, host_of, is_loopback
@@ -267,7 +270,7 @@ def test_the_description_is_openapi_3_1(full: TestClient) -> None:
     """All that it refers to is in it, and errors are described as problems."""
     body = full.get("/api/v1/openapi.json").json()
     assert body["openapi"].startswith("3.1")
-    assert set(body["paths"]) == {"/api/v1/report", "/api/v1/runs", "/api/v1/runs/{key}", "/api/v1/ledger"}
+    assert set(body["paths"]) == {"/api/v1/report", "/api/v1/runs", "/api/v1/runs/{key}", "/api/v1/budgets", "/api/v1/ledger"}
     for ref in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(body)):
         assert ref in body["components"]["schemas"]
     assert "application/problem+json" in body["paths"]["/api/v1/report"]["get"]["responses"]["422"]["content"]
@@ -577,3 +580,30 @@ def test_trouble_of_the_workers_stands_on_the_page(book: Book) -> None:
     made: FastAPI = app.create_app(book, workers)
     with TestClient(made, base_url=HOME) as client:
         assert "ledger &lt;x&gt;: disk is full" in client.get("/").text
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+def test_page_and_api_tell_where_budgets_stand(settings: Settings, tmp_path: Path) -> None:
+    """The API as ``budget list --json``, the page the fullest first; a file that turns bad later leaves the last good ones."""
+    file = tmp_path / "budgets.yaml"
+    file.write_text("budgets:\n- {name: small, period: total, limit_usd: 0.1}\n- {name: big, period: total, limit_usd: 1000}\n")
+    told = replace(settings, budgets_file=file)
+    with closing(Book(told)) as book, TestClient(app.create_app(book, Workers(book)), base_url=HOME) as client:
+        load(book.ledger())
+        spent = report(book.ledger(), []).total.as_dict()["cost_usd"]
+        body = client.get("/api/v1/budgets").json()
+        api.Budgets.model_validate(body)
+        assert [(b["name"], b["spent_usd"], b["over"]) for b in body["budgets"]] == [("small", spent, True), ("big", spent, False)]
+        page = client.get("/?period=all").text
+        assert page.index("<b>small</b>") < page.index("<b>big</b>")
+        assert '$0.17 <span class="of">of $0.10' in page
+        file.write_text("budgets: [")
+        assert client.get("/api/v1/budgets").json() == body
+
+
+def test_without_budgets_the_page_does_not_speak_of_them(full: TestClient) -> None:
+    """No heading over nothing."""
+    assert "h-budgets" not in full.get("/").text
+    assert full.get("/api/v1/budgets").json() == {"budgets": []}

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import spendmeter.projections
 from spendmeter.errors import ConfigError
 from spendmeter.ledger.query import Amounts, RunLine, TaskTotals
+from spendmeter.plans.model import Estimate, Figures, Plan, Snapshot
+from spendmeter.plans.variance import Actual, compare
 from spendmeter.projections.messages import languages, messages
 from spendmeter.projections.summary import ICONS, finish_line, task_markdown
 
@@ -125,11 +127,17 @@ def test_the_task_summary_in_russian() -> None:
 
 
 def test_one_agent_is_its_own_total_and_no_plan_no_line() -> None:
-    """A total line would only repeat; a plan is told with its share used."""
+    """A total line would only repeat; each plan is told in its one line, last."""
     alone = task(("developer", DEVELOPER))
     assert "Total" not in task_markdown(alone, messages("en"))
     assert "Plan" not in task_markdown(alone, messages("en"))
-    assert "- Plan: $0.90, 23% used\n" in task_markdown(alone, messages("en"), planned_nusd=900_000_000)
+    planned = Snapshot("0" * 16, Plan("a|b", (Estimate((None, None, None), Figures(cost_nusd=900_000_000)),)), 0, 0)
+    used = [((None, None, "developer"), Actual(reported_nusd=210_000_000, unpriced_tokens=0, runs=1))]
+    text = task_markdown(alone, messages("en"), [compare("a|b", None, planned, used), compare("gone", None, None, [])])
+    assert text.endswith(
+        "\n- Plan variance: a\\|b · cost $0.21 of $0.90 (−77%)\n"
+        "- Plan variance: gone · cost $0.00 · calls 0 · tokens 0 · no snapshot of the plan is kept\n"
+    )
 
 
 def test_unpriced_usage_is_told() -> None:

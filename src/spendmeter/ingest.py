@@ -7,14 +7,16 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from spendmeter.config import load
+from spendmeter.config import Settings, load
 from spendmeter.errors import ParseError
 from spendmeter.ledger import Batch, Ledger, Process, now_ms
+from spendmeter.ledger.costing import Prices
 from spendmeter.parsers import CHUNK, Stream, is_database, names, places, places_of, read_file
 from spendmeter.parsers.scan import CUT_SHORT
 from spendmeter.parsers.sources import files
+from spendmeter.prices import PriceTable
 from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 
 if TYPE_CHECKING:
@@ -129,6 +131,8 @@ def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), 
                 progress(i + 1, len(found))
     finally:
         pending.flush()
+    if result.changed:
+        ledger.fold()
     return result
 
 
@@ -214,7 +218,8 @@ def commit_run(ledger_url: str | None, config: str | None, run: FinishedRun) -> 
     Raises:
         LedgerError, ConfigError: nothing was committed.
     """
-    ledger = _prepared.pop((ledger_url, config), None) or Ledger(load(config, ledger_url))
+    found = _ready.pop((ledger_url, config), None)
+    ledger = found.ledger if found and found.ledger else Ledger(load(config, ledger_url))
     try:
         batch, key = _run_batch(run)
         ledger.commit(batch)
@@ -228,30 +233,62 @@ def commit_finished(ledger: Ledger, run: FinishedRun) -> set[int]:
     return set(ledger.commit(_run_batch(run)[0]).sessions)
 
 
-_prepared: dict[tuple[str | None, str | None], Ledger] = {}
+@dataclass(slots=True)
+class Ready:
+    """What ``prepare`` has so far: prices, and the ledger once that is open."""
+
+    settings: Settings
+    prices: Prices
+    ledger: Ledger | None = None
+
+
+_ready: dict[tuple[str | None, str | None], Ready] = {}
 
 
 def prepare(ledger_url: str | None, config: str | None) -> None:
-    """Opens the ledger and warms the price table for a ``commit_run`` to come, while the child still runs.
+    """Warms the price table and opens the ledger for a ``commit_run`` to come, while the child still runs.
 
     Raises:
-        LedgerError, ConfigError: as ``commit_run`` will.
+        LedgerError, ConfigError, PriceError: as ``commit_run`` will.
     """
-    ledger = Ledger(load(config, ledger_url))
-    ledger.prices.price("claude-sonnet-4-5", Usage(tokens_in=1), None)
-    ledger.settle()
-    _prepared[ledger_url, config] = ledger
+    settings = load(config, ledger_url)
+    prices = PriceTable.load(settings.prices_file)
+    prices.price("claude-sonnet-4-5", Usage(tokens_in=1), None)
+    _ready[ledger_url, config] = made = Ready(settings, prices)
+    made.ledger = Ledger(settings, prices)
+    made.ledger.settle()
+
+
+def ready(ledger_url: str | None, config: str | None) -> Ready | None:
+    """What is prepared for the ledger by now; the ``commit_run`` that comes takes it away."""
+    return _ready.get((ledger_url, config))
+
+
+class Told(NamedTuple):
+    """What one session file told; by session, the time of its last own row, of those ``before`` the run began and of all."""
+
+    observations: list[Observation]
+    before: dict[str, int]
+    last: dict[str, int]
 
 
 def _run_batch(run: FinishedRun) -> tuple[Batch, str]:
+    return batch_of(run, [read_from(path, run.cli, offset) for path, offset in run.files])
+
+
+def batch_of(run: FinishedRun, files: Iterable[Told]) -> tuple[Batch, str]:
+    """All that is known of a wrapped run as one transaction, and the run's key.
+
+    Args:
+        files: what each of its files told.
+    """
     observations = list(run.observations)
     starts: dict[str, int] = {}
     ends: dict[str, int] = {}
-    for path, offset in run.files:
-        told, before, after = _read_from(path, run.cli, offset)
-        observations += told
-        starts |= {s: max(t, starts.get(s, t)) for s, t in before.items()}
-        ends |= {s: max(t, ends.get(s, t)) for s, t in after.items()}
+    for told in files:
+        observations += told.observations
+        starts |= {s: max(t, starts.get(s, t)) for s, t in told.before.items()}
+        ends |= {s: max(t, ends.get(s, t)) for s, t in told.last.items()}
     cli = run.cli or next((o.cli for o in observations if not isinstance(o, Skip)), "unknown")
     own_key = f"w:{run.run_id}"
     results = {o.session: o.leader or o.run_key for o in reversed(observations) if isinstance(o, Finish)}
@@ -263,21 +300,21 @@ def _run_batch(run: FinishedRun) -> tuple[Batch, str]:
         if i == 0:  # the run itself belongs to its first session; others of the same process are parts of their own
             own_key = key
             processes.append(_process(cli, session, key, run))
-    return Batch(observations, claims, processes, settled=True, seen_ms=run.ended_ms), own_key
+    return Batch(observations, claims, processes, settled=True, seen_ms=run.ended_ms, releases=run.run_id), own_key
 
 
 def _process(cli: str, session: str, key: str, run: FinishedRun) -> Process:
     return Process(
         cli, session, key, run.run_id, run.exit_code, run.signal, run.started_ms, run.ended_ms, run.trace_id, run.span_id,
-        run.parent_span_id, run.repo, run.branch, run.commit, tuple(run.notes),
+        run.parent_span_id, run.repo, run.branch, run.commit, tuple(run.notes), run.stopped,
     )  # fmt: skip
 
 
-def _read_from(path: Path, cli: str | None, offset: int) -> tuple[list[Observation], dict[str, int], dict[str, int]]:
-    """(observations, last times before *offset*, last times of all) of a session file; one that cannot be read is a skip."""
+def read_from(path: Path, cli: str | None, offset: int) -> Told:
+    """Reads a session file, *offset* bytes of which were there when the run began; one that cannot be read is a skip."""
     if path.suffix == ".db":  # has no order: what it told before is in the ledger
         told, database = read_file(path, cli)
-        return told, {}, database.last_ms
+        return Told(told, {}, database.last_ms)
     stream = Stream(cli, path.name, places.session_of(path, cli))
     try:
         with path.open("rb") as handle:
@@ -289,5 +326,5 @@ def _read_from(path: Path, cli: str | None, offset: int) -> tuple[list[Observati
             while data := handle.read(CHUNK):
                 stream.feed(data)
     except OSError as e:
-        return [Skip(path.suffix or "file", f"unreadable ({e.strerror})")], {}, {}
-    return stream.finish(), before, stream.last_ms
+        return Told([Skip(path.suffix or "file", f"unreadable ({e.strerror})")], {}, {})
+    return Told(stream.finish(), before, stream.last_ms)

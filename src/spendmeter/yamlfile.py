@@ -5,6 +5,7 @@ A node is not a value yet: whoever reads it says what it should be, and what it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -16,6 +17,9 @@ import yaml
 from spendmeter.errors import SpendmeterError
 
 _SHOWN = 60  # of a value in a message
+MOST = 10**15  # of anything that is counted
+_NULL = "tag:yaml.org,2002:null"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs: no database and no UTF-8 takes them
 
 
 def read(path: Path, error: type[SpendmeterError], expected: str) -> tuple[Node | None, bytes]:
@@ -35,7 +39,7 @@ def read(path: Path, error: type[SpendmeterError], expected: str) -> tuple[Node 
         raise error(f"{path}: cannot be read ({e.strerror or type(e).__name__}); give the path of a file that holds {expected}") from e
     except UnicodeDecodeError as e:
         raise error(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from e
-    except (yaml.YAMLError, RecursionError) as e:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as e:  # the latter for absurd escapes and versions
         problem = getattr(e, "problem", None) or type(e).__name__
         raise error(f"{path}{_mark(e)}: not YAML ({problem}); expected {expected}") from e
     return (None if root is None else Node(path, root, error)), data
@@ -68,8 +72,13 @@ class Node:
         """What it holds, for a message."""
         if not isinstance(self.node, yaml.ScalarNode):
             return "a mapping" if isinstance(self.node, yaml.MappingNode) else "a list"
-        text = str(self.node.value)
+        text = "".join(c if c.isprintable() else "?" for c in str(self.node.value))
         return f'"{text[:_SHOWN]}..."' if len(text) > _SHOWN else f'"{text}"'
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is null, written so or left empty."""
+        return bool(self.node.tag == _NULL)
 
     @property
     def is_list(self) -> bool:
@@ -99,16 +108,18 @@ class Node:
 
     def _key(self, keys: Sequence[str] | None, before: Mapping[str, Node]) -> str:
         text = str(self.node.value) if isinstance(self.node, yaml.ScalarNode) else ""
-        if not text or (keys is not None and text not in keys):
+        if not text or _NO_TEXT.search(text) or (keys is not None and text not in keys):
             self.fail(f"key {self.seen} is not {'one of ' + ', '.join(keys) if keys else 'a name'}{suggest(text, keys or ())}")
         if text in before:
             self.fail(f'key "{text}" is given twice in one mapping; keep one of them')
         return text
 
     def text(self) -> str:
-        """A scalar that is not empty."""
-        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
+        """A scalar that is not empty, nor null."""
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip() or self.is_null:
             self.fail(f"{self.seen} where a text was expected")
+        if _NO_TEXT.search(self.node.value):
+            self.fail(f"{self.seen} holds a character that cannot be stored; remove the escape \\0 or \\ud800 to \\udfff")
         return str(self.node.value).strip()
 
     def number(self, what: str) -> Decimal:
@@ -121,11 +132,13 @@ class Node:
             self.fail(f"{what} {self.seen} is not a finite number of 0 or more")
         return value
 
-    def whole(self, what: str, of: str) -> int:
-        """A whole number above 0."""
+    def whole(self, what: str, of: str, least: int = 1) -> int:
+        """A whole number from *least*, which is 1 or 0, to 10^15."""
         value = self.number(what)
-        if value != value.to_integral_value() or value == 0:
-            self.fail(f"{what} {self.seen} is not a whole number of {of} above 0")
+        if value > MOST:
+            self.fail(f"{what} {self.seen} is more than {MOST}; write a smaller number")
+        if value != value.to_integral_value() or value < least:
+            self.fail(f"{what} {self.seen} is not a whole number of {of} {'above 0' if least else 'of 0 or more'}")
         return int(value)
 
     def one_of(self, what: str, known: Sequence[str]) -> str:

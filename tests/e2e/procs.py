@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,18 @@ class Daemon:
 
 
 class Prometheus:
-    """Debian's Prometheus with one scrape target."""
+    """Debian's Prometheus with one scrape target, and the rules of one file."""
 
-    def __init__(self, folder: Path, target: str, path: str = "/metrics") -> None:
+    def __init__(self, folder: Path, target: str, path: str = "/metrics", rules: Path | None = None, more: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = folder / "prometheus.yml"
         config.write_text(
-            "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+            "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n"
+            f"rule_files: {json.dumps([str(rules)] if rules else [])}\n"
             f"scrape_configs: [{{job_name: spendmeter, metrics_path: {path}, static_configs: [{{targets: ['{target}']}}]}}]\n"
         )
-        flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{self.port}"]
+        flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{self.port}", *more]
         with (folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen([part("prometheus"), *flags], stdout=log, stderr=log)
         wait_for(lambda: get(f"{self.url}/-/ready"), 30, "Prometheus is ready")
@@ -110,12 +112,53 @@ class Prometheus:
         self._process.wait(timeout=20)
 
 
+class AlertingPrometheus(Prometheus):
+    """Prometheus that tells an Alertmanager of the alerts in *rules*."""
+
+    def __init__(self, folder: Path, target: str, rules: Path, alertmanager: Alertmanager) -> None:
+        super().__init__(folder, target, rules=rules)
+        with (folder / "prometheus.yml").open("a") as config:
+            config.write(f"alerting: {{alertmanagers: [{{static_configs: [{{targets: ['{alertmanager.address}']}}]}}]}}\n")
+        self._process.send_signal(signal.SIGHUP)
+
+    def evaluated(self) -> bool:
+        """Whether each group of rules has been evaluated since it was loaded."""
+        groups = json.loads(get(f"{self.url}/api/v1/rules"))["data"]["groups"]
+        return bool(groups) and all(g["evaluationTime"] for g in groups)
+
+
+class Alertmanager:
+    """Debian's Alertmanager, with the configuration at *config*."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        flags = [f"--config.file={config}", f"--storage.path={folder / 'alertmanager'}", f"--web.listen-address={self.address}"]
+        with (folder / "alertmanager.log").open("wb") as log:
+            self._process = subprocess.Popen([part("prometheus-alertmanager"), *flags, "--cluster.listen-address="], stdout=log, stderr=log)
+        wait_for(lambda: get(f"{self.url}/-/ready"), 30, "Alertmanager is ready")
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """What it holds now, inhibited ones too."""
+        return list(json.loads(get(f"{self.url}/api/v2/alerts")))
+
+    def post(self, alerts: list[dict[str, str]]) -> None:
+        """Tells it of firing alerts, each given by its labels."""
+        body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+        request = urllib.request.Request(f"{self.url}/api/v2/alerts", body, {"content-type": "application/json"})
+        urllib.request.urlopen(request, timeout=10).close()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+
 def _labels(metric: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((k, v) for k, v in metric.items() if k not in ("job", "instance", "__name__")))
 
 
 @contextlib.contextmanager
-def stopping(*things: Daemon | Prometheus) -> Iterator[None]:
+def stopping(*things: Daemon | Prometheus | Alertmanager) -> Iterator[None]:
     """Stops everything at the end."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cache
 from typing import Any, Literal
@@ -16,6 +16,7 @@ Unit = Literal["usd", "tokens", "runs"]
 Action = Literal["alert", "warn", "block", "kill"]
 UNITS: tuple[Unit, ...] = ("usd", "tokens", "runs")
 ACTIONS: tuple[Action, ...] = ("alert", "warn", "block", "kill")
+SEVERITIES = ("info", "warning", "critical")
 TAGS = ("agent", "task", "cli", "model", "repo")  # what a budget may match besides attributes
 GUARDING = ("block", "kill")  # actions that keep a run from starting
 FIRST_RUN_SHARE = 20  # a run of which nothing is known reserves this part of a limit
@@ -26,7 +27,7 @@ class Threshold:
     """A share of the limit (1 = all of it) and how bad it is to have used that much."""
 
     at: Decimal
-    severity: str  # info | warning | critical
+    severity: str  # one of SEVERITIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ class Budget:
     def covers(self, subject: Subject) -> bool:
         """Whether a run of *subject* counts here. What is not known of it matches only ``*``."""
         return all(any(glob(p)(subject.get(key) or "") for p in patterns) for key, patterns in self.match.items())
+
+    def may_cover(self, subject: Subject) -> bool:
+        """Whether a run of *subject* counts here, or may once the models that it calls are known."""
+        return replace(self, match={key: patterns for key, patterns in self.match.items() if key != "model"}).covers(subject)
 
     def told(self, amount: int | None) -> Any:
         """*amount* for JSON: a decimal string of US dollars, else the number itself."""

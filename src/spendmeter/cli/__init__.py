@@ -24,9 +24,15 @@ COMMANDS = {
         "summary": "Write the comment for a finished run or task.",
         "prices": "Show what a model costs on a day.",
     },
+    "Limit": {
+        "budget": "Show budgets, check a run against them, send their notices.",
+        "rules": "Write Prometheus alert rules for the budgets, and the routes for Alertmanager.",
+        "plan": "Compare what work was planned to take with what it took.",
+    },
     "Serve": {
         "serve": "Run the daemon: /metrics, API, web page, OTLP export.",
         "export": "Send metrics, spans and events by OTLP.",
+        "dashboards": "Write Grafana dashboards, and what Grafana is to load.",
     },
     "Check": {
         "doctor": "Check the installation and say what to mend.",

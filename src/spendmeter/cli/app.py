@@ -161,11 +161,14 @@ def as_json(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are modules of ``spendmeter.cli``, imported when called; errors become exit codes here."""
+    """A group whose commands are modules of ``spendmeter.cli``, imported when called; errors become exit codes here.
 
-    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **rest: Any) -> None:
+    ``prefix``: of the modules' names, before the commands'.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], prefix: str = "", **rest: Any) -> None:
         super().__init__(*args, **rest)
-        self.sections = sections
+        self.sections, self.prefix = sections, prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of help."""
@@ -175,7 +178,7 @@ class LazyGroup(click.Group):
         """The command, with the global flags added to it; they may stand on either side of its name."""
         if name not in self.list_commands(ctx):
             return None
-        command: click.Command = import_module(f"spendmeter.cli.{name}").command
+        command: click.Command = import_module(f"spendmeter.cli.{self.prefix}{name}").command
         for flag in ("ledger", "config"):
             if not any(p.name == flag for p in command.params):
                 command.params.append(click.Option([f"--{flag}"], callback=take_global, expose_value=False, hidden=True))

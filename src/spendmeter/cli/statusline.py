@@ -22,15 +22,17 @@ def command(app: App, timezone: str) -> None:
     Takes what the CLI hands over on standard input (Claude Code: a JSON object with session_id and cost), if anything. For Claude Code,
     in its settings.json: {"statusLine": {"type": "command", "command": "spendmeter statusline"}}
     """
+    from spendmeter.ledger import now_ms
     from spendmeter.ledger.periods import zone
     from spendmeter.projections.messages import messages
-    from spendmeter.projections.top import statusline, today_and_month
+    from spendmeter.projections.top import fullest, statusline, today_and_month, told_budget
 
     bad("--timezone", lambda: zone(timezone))
     told = _told()
     with app.ledger() as ledger:
         spends = [("this session", _session(told)), *today_and_month(ledger, timezone)]
-    click.echo(statusline(spends, messages("en")))
+        budgets = [told_budget(s) for s in fullest(ledger, now_ms())[:1]]
+    click.echo(statusline(spends, messages("en"), budgets))
 
 
 def _told() -> dict[str, Any]:

@@ -17,7 +17,7 @@ def command(app: App, run: str | None, task: str | None, lang: str, as_json: boo
     """Write the comment for a finished run or task."""
     if (run is None) == (task is None):
         raise click.UsageError("write either --run last (or a run's key) or --task KEY")
-    from spendmeter.ledger import query
+    from spendmeter.ledger import planning, query
     from spendmeter.projections import messages, summary
 
     catalogue = bad("--lang", lambda: messages.messages(lang))
@@ -27,7 +27,9 @@ def command(app: App, run: str | None, task: str | None, lang: str, as_json: boo
             text, document = summary.finish_line(line, catalogue), line.as_dict()
         else:
             totals = query.task_totals(ledger, task or "")
-            text, document = summary.task_markdown(totals, catalogue), totals.as_dict()
+            plans = planning.of_task(ledger, totals.task)
+            text = summary.task_markdown(totals, catalogue, plans)
+            document = totals.as_dict() | {"plans": [v.as_dict() for v in plans]}
     if as_json:
         emit(document | {"text": text})
     else:

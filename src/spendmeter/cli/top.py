@@ -33,7 +33,7 @@ def command(app: App, since: str, timezone: str, once: bool) -> None:
     console, m = Console(highlight=False), messages("en")
     with app.ledger() as ledger:
         if once or not console.is_terminal:
-            console.print(as_screen(view(ledger, since, timezone), m, console.width))
+            console.print(as_screen(view(ledger, since, timezone), m, console))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live:
             seen, drawn_s = -1, float("-inf")
@@ -41,6 +41,6 @@ def command(app: App, since: str, timezone: str, once: bool) -> None:
                 with ledger.read() as conn:
                     moved = ledger.moved(conn)
                 if moved != seen or time.monotonic() - drawn_s > 10:  # times grow old on the screen too
-                    live.update(as_screen(view(ledger, since, timezone), m, console.width, "Ctrl-C ends"), refresh=True)
+                    live.update(as_screen(view(ledger, since, timezone), m, console, "Ctrl-C ends"), refresh=True)
                     seen, drawn_s = moved, time.monotonic()
                 time.sleep(PAUSE_S)

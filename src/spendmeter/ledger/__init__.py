@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, update
 
 from spendmeter.config import Settings
-from spendmeter.ledger import derive, posting
+from spendmeter.ledger import derive, posting, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import BUSY_MS, open_engine, patience, translated
@@ -117,7 +117,8 @@ class Ledger:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that reads one state."""
-        with translated(self.settings.ledger), self._engine.connect().execution_options(reading=True) as conn, conn.begin():
+        options = {"reading": True, **({} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"})}
+        with translated(self.settings.ledger), self._engine.connect().execution_options(**options) as conn, conn.begin():
             yield conn
 
     def commit(self, batch: Batch) -> Committed:
@@ -197,6 +198,14 @@ class Ledger:
                 return
         with self.write() as conn:
             self._settle(conn, now)
+
+    def fold(self, at_ms: int | None = None) -> int:
+        """Adds up the hours before this one that have changed, so that long views are quick; how many."""
+        now, done = now_ms() if at_ms is None else at_ms, 0
+        while rollup.due(self, now):
+            with self.write() as conn:
+                done += rollup.fold(conn, now)
+        return done
 
     def _settle(self, conn: Connection, now: int) -> None:
         for row in conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now)).all():

@@ -46,6 +46,16 @@ class Amounts(NamedTuple):
         return _plus(self.cache_read, self.cache_write)
 
     @property
+    def prompt_tokens(self) -> int | None:
+        """All input, cached too."""
+        return _plus(self.tokens_in, self.cached)
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Input and output; None where no entry tells of either."""
+        return _plus(self.prompt_tokens, self.tokens_out)
+
+    @property
     def cost_nusd(self) -> int | None:
         """Reported plus estimated cost, nano-USD."""
         return _plus(self.reported_nusd, self.estimated_nusd)

@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
 
-from spendmeter.ledger import costing
+from spendmeter.ledger import costing, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
 from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.kin import age, disowned
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
 from spendmeter.records import Level, Usage
@@ -41,21 +42,7 @@ def affected(conn: Connection, grown: Iterable[int]) -> set[int]:
 def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
     """The session's facts, with calls that others own taken out, and what its kin knows."""
     facts, conn = store.load(sid), store.conn
-    calls, copies = dict(facts.calls), set(facts.copies)
-    copied: dict[str, CallFact] = {}
-    owners: set[int] = set()
-    for call_id, holders in _twins(conn, sid).items():
-        owner = min([sid, *(h for h, _ in holders)], key=lambda s: _age(store, s))
-        joined = calls[call_id]
-        for _, fact in holders:
-            joined = joined.join(fact)
-        if owner == sid:
-            calls[call_id] = joined
-        else:
-            del calls[call_id]
-            copies.add(call_id)
-            copied[call_id] = joined
-            owners.add(owner)
+    mine, copied, owners = disowned(sid, facts, _twins(conn, sid), lambda s: age(store.load(s)))
     for row in conn.execute(
         select(t.calls)
         .join(t.copies, t.copies.c.call_id == t.calls.c.call_id)
@@ -64,7 +51,6 @@ def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
         fact = call_fact(row)
         copied[fact.call_id] = copied[fact.call_id].join(fact) if fact.call_id in copied else fact
         owners.add(int(row.session_id))
-    mine = SessionFacts(**{name: getattr(facts, name) for name in SessionFacts.__slots__} | {"calls": calls, "copies": copies})
     levels = tuple(v for owner in sorted(owners) for v in _dated(conn, owner, facts))
     return mine, Foreign(copied, levels, _peers(store, sid, mine))
 
@@ -77,15 +63,6 @@ def _twins(conn: Connection, sid: int) -> dict[str, list[tuple[int, CallFact]]]:
     for row in conn.execute(query):
         found[row.call_id].append((int(row.session_id), call_fact(row)))
     return found
-
-
-def _age(store: Store, sid: int) -> tuple[int, str]:
-    """Order in which sessions began: the oldest made the calls that several hold."""
-    facts = store.load(sid)
-    first = (
-        facts.own_ms if facts.own_ms is not None else min((c.at_ms for c in facts.calls.values() if c.at_ms is not None), default=1 << 62)
-    )
-    return first, facts.session
 
 
 def _dated(conn: Connection, owner: int, facts: SessionFacts) -> Iterable[Level]:
@@ -133,6 +110,7 @@ def derive(store: Store, sid: int, prices: costing.Prices) -> Rows:
                 key = e.model, e.minute_ms
                 merged[key] = _added(merged[key], row) if key in merged else row
         lines += merged.values()
+        run["last_ms"] = max((minute for _, minute in merged), default=run["ended_ms"])
     return runs, lines
 
 
@@ -201,7 +179,8 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 def replace(conn: Connection, sid: int, rows: Rows) -> bool:
     """Brings the session's stored rows to *rows*, touching only those that differ; whether any did."""
-    changed = False
+    before: list[list[dict[str, Any]]] = []
+    changed: set[str] = set()  # runs
     for table, new in ((t.runs, rows[0]), (t.entries, rows[1])):
         keys = [c.name for c in table.primary_key]
         old = {_key(r, keys): r for r in (dict(x._mapping) for x in conn.execute(select(table).where(table.c.session_id == sid)))}
@@ -211,8 +190,11 @@ def replace(conn: Connection, sid: int, rows: Rows) -> bool:
             conn.execute(delete(table).where(*[table.c[k] == v for k, v in where.items()]))
         moved = [r for k, r in wanted.items() if old.get(k) != r]
         upsert(conn, table, moved)
-        changed = changed or bool(gone or moved)
-    return changed
+        changed |= {r["run_key"] for r in (*gone, *moved)}
+        before.append(list(old.values()))
+    for runs, entries in (before, rows):
+        rollup.mark(conn, rollup.touched(runs, entries, changed))
+    return bool(changed)
 
 
 def _key(row: dict[str, Any], keys: list[str]) -> tuple[Any, ...]:

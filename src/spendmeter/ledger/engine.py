@@ -53,13 +53,18 @@ def open_engine(url: str, busy_ms: int = BUSY_MS) -> Engine:
 def _engine(parsed: Any, busy_ms: int) -> Engine:
     try:
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed)
+            return create_engine(parsed, connect_args=_in_time(parsed, busy_ms))
         engine = create_engine(parsed, connect_args={"timeout": busy_ms / 1000})
     except (ModuleNotFoundError, NoSuchModuleError):
         raise LedgerError("the PostgreSQL driver is missing; install spendmeter[postgres]") from None
     event.listen(engine, "connect", _connector(busy_ms))
     event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _in_time(parsed: Any, busy_ms: int) -> dict[str, int]:
+    """A server that does not answer is waited for no longer than a writer, unless the URL says how long; libpq takes 2 s at least."""
+    return {} if "connect_timeout" in parsed.query else {"connect_timeout": max(2, busy_ms // 1000)}
 
 
 def _connector(busy_ms: int) -> Callable[[Any, object], None]:
@@ -139,6 +144,7 @@ def _why(e: Exception) -> str:
         ("disk is full", "free space on its disk; nothing of the ledger is lost"),
         ("disk I/O", "check its disk; nothing of the ledger is lost"),
         ("refused", "start the database server, or correct the URL"),
+        ("timeout expired", "start the database server, or correct the URL"),
         ("password", "correct user and password in the URL"),
         ("lock timeout", "another process held it for long; try again"),
         ("locked", "another process held it for long; try again"),

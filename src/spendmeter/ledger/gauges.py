@@ -50,10 +50,11 @@ def read(ledger: Ledger, conn: Connection, at_ms: int, meta: Mapping[str, str]) 
         m.LAST_RUN: _last_runs(conn),
         m.LEDGER_UNSETTLED: [((), _one(conn, "select count(*) from sessions where settle_at_ms is not null"))],
         m.LEDGER_CREATED: [((), int(meta["created_ms"]) / 1000)],
+        m.NOTICES_PENDING: [((), _one(conn, "select count(*) from notices where due_ms is not null"))],
         m.BUILD_INFO: [((version(),), 1)],
     }
     out |= _sizes(conn)
-    return out | _exports(conn, meta) | budgeting.gauges(ledger, conn, at_ms) | planning.gauges(conn)
+    return out | _exports(conn, meta) | budgeting.gauges(ledger, conn, at_ms) | planning.gauges(ledger, conn)
 
 
 def _drift(conn: Connection, since_ms: int) -> list[tuple[tuple[str, ...], int | float]]:

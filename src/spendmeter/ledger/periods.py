@@ -88,6 +88,20 @@ def _offsets(timezone: str, first_day: int, last_day: int) -> tuple[tuple[int, i
     return tuple(out)
 
 
+def by_the_hour(timezone: str, first_ms: int, last_ms: int) -> bool:
+    """Whether the zone's days begin at whole hours UTC, from *first_ms* to *last_ms*."""
+    steps = _offsets(timezone, first_ms // _DAY_MS, last_ms // _DAY_MS + 1)
+    return not any(offset % 3_600_000 or start % 3_600_000 for start, offset in steps)
+
+
+def name_of(local_ms: int, unit: str) -> str | None:
+    """ "2026-11-22" or, for the unit month, "2026-11" of local milliseconds; None for a time beyond the calendar."""
+    try:
+        return datetime.fromtimestamp(local_ms / 1000, UTC).strftime(_FORMATS[unit][0])
+    except (ValueError, OverflowError):
+        return None
+
+
 def day_text(conn: Connection, local_ms: ColumnElement[int]) -> ColumnElement[str]:
     """ "2026-11-22" of local milliseconds; NULL for a time beyond the calendar."""
     return _text(conn, local_ms, "day")

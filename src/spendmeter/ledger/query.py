@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, cast, exists, false, func, null, or_, select, union_all
 
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Ledger
+from spendmeter.ledger import Ledger, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import NOTHING, SUMS, Amounts, Where
-from spendmeter.ledger.periods import day_text, month_text, shifted, when_ms
+from spendmeter.ledger.periods import by_the_hour, day_text, month_text, name_of, shifted, when_ms
 
 __all__ = [
-    "DIMENSIONS", "Amounts", "Report", "Row", "RunLine", "TaskTotals", "Where", "check", "report", "run_totals", "runs", "task_totals",
+    "DIMENSIONS", "Amounts", "Report", "Row", "RunLine", "TaskTotals", "Where", "check", "report", "run_totals", "runs", "spent_by",
+    "task_totals",
+    "within",
 ]  # fmt: skip
 DIMENSIONS = ("agent", "task", "cli", "model", "day", "month", "repo", "session", "outcome")
 ATTR = "attr:"
@@ -80,12 +82,35 @@ def report(
     check(by)
     where = where or Where(_ms(since, timezone), _ms(until, timezone), agent=agent, task=task, cli=cli, model=model)
     with ledger.read() as conn:
-        rows = _rows(conn, tuple(by), where, timezone)
-        apart = rows if set(by).isdisjoint(("model", "day", "month")) else _rows(conn, (), where, timezone)
+        rows = _summed(conn, tuple(by), where, timezone)
+        apart = rows if set(by).isdisjoint(("model", "day", "month")) else _summed(conn, (), where, timezone)
     total = NOTHING
     for row in rows:
         total = total.plus(row.amounts)
     return Report(tuple(by), tuple(sorted(rows, key=_order(by))), total._replace(runs=sum(r.amounts.runs for r in apart)))
+
+
+def spent_by(ledger: Ledger, unit: str, dim: str, where: Where, timezone: str) -> Report:
+    """``report(ledger, [unit, dim], ...)`` for *unit* day or month, from hours that are added up already where that can be.
+
+    Rows tell no number of runs then.
+    """
+    named = {name for name in (*_OF_RUN, "model") if getattr(where, name) is not None}
+    if where.attrs or named or dim not in rollup.DIMS:
+        return report(ledger, [unit, dim], where=where, timezone=timezone)
+    with ledger.read() as conn:
+        first, last = _edges(conn)
+        if not by_the_hour(timezone, first, last):
+            return report(ledger, [unit, dim], where=where, timezone=timezone)
+        found = rollup.by_day(conn, dim, where, lambda at: shifted(at, timezone, first, last))
+    rows: dict[tuple[str | None, ...], Amounts] = {}
+    total = NOTHING
+    for day, key, amounts in found:
+        name = (name_of(day, unit), key)
+        rows[name] = rows[name].plus(amounts) if name in rows else amounts
+        total = total.plus(amounts)
+    by = (unit, dim)
+    return Report(by, tuple(sorted((Row(k, a) for k, a in rows.items()), key=_order(by))), total)
 
 
 def check(by: Iterable[str]) -> None:
@@ -109,6 +134,16 @@ def _order(by: Sequence[str]) -> Any:
         return (*dates, cost is None, -(cost or 0), -row.amounts.tokens, *names)
 
     return key
+
+
+def _summed(conn: Connection, by: tuple[str, ...], where: Where, timezone: str) -> list[Row]:
+    """Rows in no order, from hours that are added up already where one dimension is all that is asked of."""
+    asked = {*by, *(name for name in (*_OF_RUN, "model") if getattr(where, name) is not None)}
+    if where.attrs or len(asked) > 1 or not asked <= set(rollup.DIMS) or len(by) > 1:
+        return _rows(conn, by, where, timezone)
+    dim = next(iter(asked), rollup.TOTAL)
+    found = rollup.sums(conn, dim, where, getattr(where, dim) if dim else None)
+    return [Row((key,) if by else (), amounts) for key, amounts in found.items()]
 
 
 def _rows(conn: Connection, by: tuple[str, ...], where: Where, timezone: str) -> list[Row]:
@@ -143,7 +178,7 @@ def _with_usage(keys: list[Any], names: list[str], where: Where) -> Select[Any]:
     r, e = t.runs.c, t.entries.c
     query = select(*keys, *[func.sum(e[s]).label(s) for s in SUMS]).select_from(t.entries)
     query = query.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))
-    query = query.where(*_of_run(where), *_within(e.minute_ms, where))
+    query = query.where(*_of_run(where), *within(e.minute_ms, where))
     if where.model is not None:
         query = query.where(e.model == where.model)
     # in a window SQLite shall go by the minutes' index, not read all entries in the order of the key to group them
@@ -156,19 +191,24 @@ def _without_usage(keys: list[Any], where: Where) -> Select[Any]:
     nothing = cast(null(), t.BIG)
     used = exists().where(e.session_id == r.session_id, e.run_key == r.run_key)
     query = select(*keys, *[nothing.label(s) for s in SUMS]).select_from(t.runs)
-    query = query.where(~used, *_of_run(where), *_within(r.ended_ms, where))
+    query = query.where(~used, *_of_run(where), *within(r.ended_ms, where))
     return query.where(false()) if where.model is not None else query
 
 
 def _dating(conn: Connection, timezone: str) -> dict[str, Any]:
     """For "day" and "month" a function from a time's column to the period's text."""
-    edges = [f(c) for c in (t.entries.c.minute_ms, t.runs.c.ended_ms) for f in (func.min, func.max)]
-    told = [x for edge in edges if (x := conn.execute(select(edge)).scalar_one()) is not None]  # one each: by the index
-    first, last = min(told, default=0), max(told, default=0)
+    first, last = _edges(conn)
     return {
         "day": lambda at: day_text(conn, shifted(at, timezone, first, last)),
         "month": lambda at: month_text(conn, shifted(at, timezone, first, last)),
     }
+
+
+def _edges(conn: Connection) -> tuple[int, int]:
+    """The first and the last moment of anything."""
+    edges = [f(c) for c in (t.entries.c.minute_ms, t.runs.c.ended_ms) for f in (func.min, func.max)]
+    told = [int(x) for edge in edges if (x := conn.execute(select(edge)).scalar_one()) is not None]  # one each: by the index
+    return min(told, default=0), max(told, default=0)
 
 
 def _dimension(name: str, model: Any, at_ms: Any, dated: dict[str, Any]) -> ColumnElement[Any]:
@@ -181,7 +221,8 @@ def _of_run(where: Where) -> list[ColumnElement[bool]]:
     return [t.runs.c[name] == getattr(where, name) for name in _OF_RUN if getattr(where, name) is not None]
 
 
-def _within(at_ms: Any, where: Where) -> list[ColumnElement[bool]]:
+def within(at_ms: Any, where: Where) -> list[ColumnElement[bool]]:
+    """Conditions that hold *at_ms* to the window of *where*."""
     out = []
     if where.since_ms is not None:
         out.append(at_ms >= where.since_ms)
@@ -224,7 +265,7 @@ class RunLine:
 def runs(ledger: Ledger, where: Where | None = None, limit: int | None = None) -> list[RunLine]:
     """Runs that *where* takes in (by the end of the run), the latest first, each with all of its usage."""
     where = where or Where()
-    query = select(t.runs).where(*_of_run(where), *_within(t.runs.c.ended_ms, where))
+    query = select(t.runs).where(*_of_run(where), *within(t.runs.c.ended_ms, where))
     if where.model is not None:
         key = (t.entries.c.session_id == t.runs.c.session_id) & (t.entries.c.run_key == t.runs.c.run_key)
         query = query.where(exists().where(key, t.entries.c.model == where.model))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete, select
 
 from spendmeter.budgets.model import FIRST_RUN_SHARE, Budget, Subject
+from spendmeter.ledger import liveness
+from spendmeter.ledger import schema as t
+from spendmeter.ledger.store import dump, upsert
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +30,50 @@ class Reservation:
         """What it takes of *budget*, in the budget's unit: what is expected, or what it has used if that is more."""
         if budget.unit == "runs":
             return 1
-        money = budget.unit == "usd"
-        expected, used = (self.expected_nusd, self.used_nusd) if money else (self.expected_tokens, self.used_tokens)
+        expected = self.expected_nusd if budget.unit == "usd" else self.expected_tokens
         if expected is None:
             expected = budget.reserve if budget.reserve is not None else budget.limit // FIRST_RUN_SHARE
-        return max(expected, used or 0)
+        return max(expected, self.used(budget))
+
+    def counts(self, budget: Budget, value: str | None) -> bool:
+        """Whether it takes of *budget*; of one with ``per``, whether it takes of the limit that *value* has."""
+        return budget.covers(self.subject) and (budget.per is None or (self.subject.get(budget.per) or None) == (value or None))
+
+    def used(self, budget: Budget) -> int:
+        """What it is known to have used of *budget* so far; as a run it counts once it has ended."""
+        known = {"usd": self.used_nusd, "tokens": self.used_tokens, "runs": None}[budget.unit]
+        return known or 0
 
 
 def held(conn: Connection, at_ms: int) -> list[Reservation]:
-    """Reservations of runs that are alive at *at_ms*."""
-    return []
+    """Reservations of runs that are alive at *at_ms*, the oldest first. Deletes nothing."""
+    return parted(conn, at_ms)[0]
+
+
+def parted(conn: Connection, at_ms: int) -> tuple[list[Reservation], list[Reservation]]:
+    """(alive, dead) at *at_ms*, each with the oldest first."""
+    out: tuple[list[Reservation], list[Reservation]] = ([], [])
+    for row in conn.execute(select(t.reservations).order_by(t.reservations.c.started_ms, t.reservations.c.run_id)):
+        is_alive = liveness.is_alive(liveness.Mark(row.host, row.pid, row.born), row.beat_ms, at_ms)
+        out[not is_alive].append(_reservation(row))
+    return out
+
+
+def put(conn: Connection, reservation: Reservation, at_ms: int) -> None:
+    """Sets aside for a run of this process, or renews what was: it counts as alive at *at_ms*."""
+    told = {name: getattr(reservation, name) for name in Reservation.__slots__ if name != "subject"}
+    s = reservation.subject
+    of = {"agent": s.agent or "unknown", "task": s.task or "unknown", "cli": s.cli, "model": s.model, "repo": s.repo}
+    upsert(conn, t.reservations, [told | of | {"attrs": dump(dict(s.attrs)), "beat_ms": at_ms} | liveness.own()._asdict()])
+
+
+def drop(conn: Connection, run_id: str) -> None:
+    """Gives back what was set aside for the run."""
+    conn.execute(delete(t.reservations).where(t.reservations.c.run_id == run_id))
+
+
+def _reservation(row: Any) -> Reservation:
+    subject = Subject(row.agent, row.task, row.cli, row.model, row.repo, json.loads(row.attrs))
+    return Reservation(
+        row.run_id, subject, row.started_ms, row.expected_nusd, row.expected_tokens, row.used_nusd, row.used_tokens
+    )  # fmt: skip

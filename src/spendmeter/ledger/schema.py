@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Ta
 
 from spendmeter.records import Usage
 
-HEAD = "0002"
+HEAD = "0003"
 META = MetaData()
 BIG = BigInteger()
 
@@ -104,8 +104,9 @@ runs = Table(
     Column("trace_id", Text, nullable=False), Column("span_id", Text, nullable=False), Column("parent_span_id", Text),
     Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
     Column("plan", Text), Column("workflow", Text), Column("stage", Text),  # from attrs
+    Column("last_ms", BIG),  # its last minute with usage, else its end
     Index("ix_runs_agent_ended", "agent", "ended_ms"), Index("ix_runs_task", "task"), Index("ix_runs_ended", "ended_ms"),
-    Index("ix_runs_plan", "plan"),
+    Index("ix_runs_plan", "plan"), Index("ix_runs_last", "last_ms"),
 )  # fmt: skip
 
 entries = Table(
@@ -116,6 +117,17 @@ entries = Table(
     Column("unpriced_tokens", BIG, nullable=False), Column("calls", Integer),
     Index("ix_entries_minute", "minute_ms"),
 )  # fmt: skip
+
+# Entries added up by the hour and one dimension (rollup.py); key: "=" and the value, "~" where there is none.
+hours = Table(
+    "hours", META,
+    _key("dim"), _key("hour_ms", BIG), _key("key"), *[c for c in _usage() if c.name != "cost_nusd"],
+    Column("reported_nusd", BIG), Column("estimated_nusd", BIG), Column("listed_nusd", BIG),
+    Column("unpriced_tokens", BIG, nullable=False), Column("calls", Integer),
+    Column("last_runs", Integer, nullable=False),  # by model: runs whose last minute with it lies here
+)  # fmt: skip
+
+stale_hours = Table("stale_hours", META, _key("hour_ms", BIG))
 
 series = Table(
     "series", META,
@@ -160,8 +172,8 @@ notices = Table(
     Column("id", Text, primary_key=True), Column("budget", Text, nullable=False), Column("value", Text, nullable=False),
     Column("threshold", Text, nullable=False), Column("period_start_ms", BIG, nullable=False), Column("notifier", Text, nullable=False),
     Column("at_ms", BIG, nullable=False), Column("body", Text, nullable=False), Column("attempts", Integer, nullable=False),
-    Column("due_ms", BIG), Column("sent_ms", BIG), Column("error", Text),  # due_ms None: sent, or given up
-    Index("ix_notices_due", "due_ms"), Index("ix_notices_budget", "budget", "value", "threshold", "notifier"),
+    Column("due_ms", BIG),  # None: sent, given up (error says why), or told by that of a higher threshold
+    Column("sent_ms", BIG), Column("error", Text), Index("ix_notices_due", "due_ms"), Index("ix_notices_budget", "budget", "at_ms"),
 )  # fmt: skip
 
 plans = Table(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from spendmeter.ledger import Ledger, derive, now_ms, posting
+from spendmeter.ledger import Ledger, derive, now_ms, posting, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import Store
 
@@ -16,7 +16,7 @@ from spendmeter.ledger.store import Store
 class Difference:
     """One thing that is not as its facts say. Amounts of money are nano-USD."""
 
-    what: str  # series | runs | entries
+    what: str  # series | runs | entries | hours
     where: str  # family and labels, or cli and session
     stands: str
     should_be: str
@@ -39,6 +39,7 @@ def verify(ledger: Ledger) -> list[Difference]:
         for key, amount in posting.skip_amounts(conn).items():
             wanted[key] += amount
         out += _series(conn, wanted)
+        out += [Difference("hours", str(hour), "sums", "the sums of its entries") for hour in rollup.differences(conn)]
     return out
 
 

@@ -35,7 +35,7 @@ class Reader(Protocol):
         """Takes the row at *line*."""
 
     def finish(self) -> list[Observation]:
-        """All that the source told."""
+        """All that the source has told so far; asked at its end, and before that of a source that still grows."""
 
 
 class Stream:
@@ -62,10 +62,13 @@ class Stream:
         """Ends the source: all that it told, then what could not be used."""
         for line, row in self._scanner.finish():
             self._take(line, row)
-        out = [o for reader in self._readers.values() for o in reader.finish()]
-        out += self._failed
+        out = self.so_far() + self._failed
         out += [Skip(self._source, reason, line, length) for line, reason, length in self._scanner.bad]
         return out
+
+    def so_far(self) -> list[Observation]:
+        """What the whole lines so far have told; what could not be used is told at the end."""
+        return [o for reader in self._readers.values() for o in reader.finish()]
 
     @property
     def last_ms(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ Source: measured on claude-code 2.1.330; docs/reference/clis.md has the table of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spendmeter.parsers.fields import count, mapping, text, when_ms
@@ -359,13 +360,11 @@ class StdoutReader:
         A call that had only begun to stream is left out: it has shown no request id yet, and under another id it would count
         again once the stream, or the transcript, tells of it.
         """
+        out = list(self.out)
         for (session, mid), c in self._seen.items():
-            if (session, mid) not in self._request:
-                continue
-            if cid := call_id(self._request[session, mid], mid, session, None):
-                self.out.append(Call(NAME, cid, session, c.usage, None, c.answered, c.at_ms, "stdout", "main", c.subagent, None, c.traits))
-        self._seen.clear()
-        return self.out
+            if (session, mid) in self._request and (cid := call_id(self._request[session, mid], mid, session, None)):
+                out.append(replace(c, call_id=cid))
+        return out
 
 
 def outcome(r: dict[str, Any]) -> str:

@@ -181,11 +181,7 @@ class FileReader:
 
     def finish(self) -> list[Observation]:
         """All that the rollout told."""
-        out = self.out + list(self._turns.values()) + self._unrecorded()
-        self._counted = []
-        self._turns = {}
-        self.out = out
-        return out
+        return [*self.out, *self._turns.values(), *self._unrecorded()]
 
 
 class StdoutReader:

@@ -1,1 +1,1 @@
-"""Plans: what a piece of work was estimated to use, and how what it used compares."""
+"""Plans: what work was to take, and how that compares with what it took. Pure; the ledger keeps snapshots and usage."""

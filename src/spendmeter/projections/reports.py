@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,14 @@ def as_text(report: Report) -> str:
     lines = [heads, *[_plain_cells(row.keys, row.amounts) for row in report.rows]]
     if report.by:
         lines.append(_plain_cells(["total", *[None] * (len(report.by) - 1)], report.total))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    padded = [[c.ljust(w) if i < len(report.by) else c.rjust(w) for i, (c, w) in enumerate(zip(x, widths, strict=True))] for x in lines]
-    return "".join("  ".join(cells) + "\n" for cells in padded)
+    return aligned(lines, range(len(report.by)))
+
+
+def aligned(lines: Sequence[Sequence[str]], left: Container[int]) -> str:
+    """Columns parted by two blanks, those in *left* flush left, the others flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    padded = [[c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(x, widths, strict=True))] for x in lines]
+    return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)
 
 
 def _plain_cells(keys: Sequence[str | None], a: Amounts) -> list[str]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
+from collections.abc import Sequence
 
 from spendmeter.ledger.query import Amounts, RunLine, TaskTotals
+from spendmeter.plans.variance import Variance
+from spendmeter.projections import plan_texts
 from spendmeter.projections.messages import Messages
+from spendmeter.projections.plan_texts import one_line
 
 ICONS = {
     "ok": "✅", "error": "❌", "max_budget": "💸", "max_turns": "🔁", "interrupted": "✋", "killed": "🛑", "unknown": "⚪",
 }  # fmt: skip
-_MARKDOWN = re.compile(r"([\\`*<>|\[\]])")
 
 
 def finish_line(run: RunLine, m: Messages) -> str:
@@ -22,23 +23,23 @@ def finish_line(run: RunLine, m: Messages) -> str:
     a = run.amounts
     cached = m.text("run.cached", n=m.compact(a.cached)) if a.cached else ""
     return m.text(
-        "run.line", icon=ICONS.get(run.outcome, ICONS["unknown"]), agent=_agent(run.agent, m), outcome=_plain(m.outcome(run.outcome)),
+        "run.line", icon=ICONS.get(run.outcome, ICONS["unknown"]), agent=_agent(run.agent, m), outcome=one_line(m.outcome(run.outcome)),
         usage=_usage(a, m), cost=m.text("run.cost_unknown") if a.cost_nusd is None else m.money(a.cost_nusd), cached=cached,
     )  # fmt: skip
 
 
-def task_markdown(task: TaskTotals, m: Messages, planned_nusd: int | None = None) -> str:
+def task_markdown(task: TaskTotals, m: Messages, plans: Sequence[Variance] = ()) -> str:
     """A heading, a table with a line per agent and a total, how the runs ended, how long it took; Markdown.
 
     Args:
-        planned_nusd: what the task was planned to cost; None leaves the plan out.
+        plans: those that the task's runs name, a line each.
     """
     heads = [m.text(f"task.{name}") for name in ("agent", "runs", "tokens_in", "tokens_out", "cached", "cost")]
-    lines = [f"### {m.text('task.title', task=_plain(task.task))}", "", _table_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
+    lines = [f"### {m.text('task.title', task=one_line(task.task))}", "", _table_line(heads), "|---|" + "---:|" * (len(heads) - 1)]
     lines += [_table_line(_cells(_agent(name, m), a, m)) for name, a in task.agents]
     if len(task.agents) > 1:
         lines.append(_table_line([f"**{cell}**" for cell in _cells(m.text("task.total"), task.total, m)]))
-    return "\n".join([*lines, "", *[f"- {note}" for note in _notes(task, m, planned_nusd)], ""])
+    return "\n".join([*lines, "", *[f"- {note}" for note in _notes(task, m, plans)], ""])
 
 
 def _cells(name: str, a: Amounts, m: Messages) -> list[str]:
@@ -50,7 +51,7 @@ def _table_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _notes(task: TaskTotals, m: Messages, planned_nusd: int | None) -> list[str]:
+def _notes(task: TaskTotals, m: Messages, plans: Sequence[Variance]) -> list[str]:
     ordered = sorted(task.outcomes.items(), key=lambda x: -x[1])
     told = ", ".join(m.text("task.outcome_count", n=m.whole(n), outcome=m.outcome(name)) for name, n in ordered)
     out = [m.text("task.runs_told", runs=m.count("task.run_count", task.total.runs), outcomes=told)]
@@ -59,15 +60,11 @@ def _notes(task: TaskTotals, m: Messages, planned_nusd: int | None) -> list[str]
         work = None if task.work_ms is None else m.duration(task.work_ms)
         same = work in (None, span)
         out.append(m.text("task.duration_span", span=span) if same else m.text("task.duration", work=work, span=span))
-    cost, estimated = task.total.cost_nusd, task.total.estimated_nusd
-    if planned_nusd:
-        used = Decimal(cost or 0) / planned_nusd
-        out.append(m.text("task.plan", planned=m.money(planned_nusd), used=m.percent(used)))
-    if estimated:
-        out.append(m.text("task.estimated", cost=m.money(estimated)))
+    if task.total.estimated_nusd:
+        out.append(m.text("task.estimated", cost=m.money(task.total.estimated_nusd)))
     if task.total.unpriced_tokens:
         out.append(m.count("task.unpriced", task.total.unpriced_tokens))
-    return out
+    return out + [plan_texts.line(v, m) for v in plans]
 
 
 def _usage(a: Amounts, m: Messages) -> str:
@@ -79,11 +76,5 @@ def _usage(a: Amounts, m: Messages) -> str:
 
 def _agent(name: str, m: Messages) -> str:
     """A name as the start of a sentence."""
-    shown = _plain(m.text("unknown_agent") if name in ("", "unknown") else name)
+    shown = one_line(m.text("unknown_agent") if name in ("", "unknown") else name)
     return shown[:1].upper() + shown[1:]
-
-
-def _plain(text: str) -> str:
-    """*text* as one line that Markdown leaves alone."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return _MARKDOWN.sub(r"\\\1", printable)

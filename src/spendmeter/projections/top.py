@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spendmeter.ledger import budgeting
 from spendmeter.ledger.amounts import Amounts, Where
+from spendmeter.ledger.budgeting import State
 from spendmeter.ledger.periods import when_ms
 from spendmeter.ledger.query import Report, RunLine, report, runs
+from spendmeter.projections.budget_tables import as_table
 from spendmeter.projections.messages import Messages
 from spendmeter.projections.reports import printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from spendmeter.ledger import Ledger
 
@@ -22,6 +25,7 @@ WINDOWS = (("Last hour", "1h"), ("Today", "today"), ("Last 7 days", "7d"))
 BAR = 14
 RUNS = 8
 ROWS = 6
+BUDGETS = 5
 _COLOURS = {"ok": "green", "error": "red", "killed": "red", "max_budget": "yellow", "interrupted": "yellow", "max_turns": "yellow"}
 
 
@@ -33,6 +37,7 @@ class View:
     spends: tuple[tuple[str, Amounts], ...]
     tables: tuple[tuple[str, Report], ...]
     runs: tuple[RunLine, ...]
+    budgets: tuple[State, ...]
 
 
 def view(ledger: Ledger, since: str, timezone: str, at_ms: int | None = None) -> View:
@@ -45,19 +50,27 @@ def view(ledger: Ledger, since: str, timezone: str, at_ms: int | None = None) ->
     spends = [(name, report(ledger, [], where=Where(when_ms(text, timezone, now))).total) for name, text in WINDOWS]
     where = Where(when_ms(since, timezone, now))
     tables = [(name, report(ledger, [by], where=where)) for name, by in (("Agent", "agent"), ("Task", "task"), ("Model", "model"))]
-    return View(now, tuple(spends), tuple(tables), tuple(runs(ledger, where, RUNS)))
+    return View(now, tuple(spends), tuple(tables), tuple(runs(ledger, where, RUNS)), tuple(fullest(ledger, now)[:BUDGETS]))
 
 
-def as_screen(it: View, m: Messages, width: int, note: str = "") -> RenderableType:
-    """The whole screen, for *width* cells."""
+def fullest(ledger: Ledger, at_ms: int) -> list[State]:
+    """Where the budgets of the ledger's settings stand, the fullest first."""
+    found = budgeting.states(ledger, budgeting.defined(ledger), at_ms)
+    return sorted(found, key=lambda s: (-(s.share or 0), not s.over))
+
+
+def as_screen(it: View, m: Messages, console: Console, note: str = "") -> RenderableType:
+    """The whole screen of *console*."""
     from rich.columns import Columns
     from rich.console import Group
     from rich.text import Text
 
+    width = console.width
     head = Text.assemble(*[part for name, a in it.spends for part in ((f"{name} ", "dim"), (_cost(a, m), "bold green"), ("   ", ""))])
     tables = [_table(name, found, m) for name, found in it.tables]
     pair: RenderableType = Columns(tables, padding=(1, 3)) if width >= 110 else Group(*tables)
-    return Group(head, Text(""), pair, Text(""), _runs(it, m, width), Text(note, style="dim"))
+    budgets = [as_table(it.budgets, console, it.at_ms), Text("")] if it.budgets else []
+    return Group(head, Text(""), pair, Text(""), *budgets, _runs(it, m, width), Text(note, style="dim"))
 
 
 def _table(name: str, found: Report, m: Messages) -> RenderableType:
@@ -103,6 +116,12 @@ def _compact(n: int | None, m: Messages) -> str:
 
 def _cost(a: Amounts, m: Messages) -> str:
     return "–" if a.cost_nusd is None else ("~" if a.estimated_nusd else "") + m.money(a.cost_nusd)
+
+
+def told_budget(state: State) -> str:
+    """``headless-credit 36%``"""
+    value = f" {printable(state.value)}" if state.value else ""
+    return f"{state.budget.name}{value} {int((state.share or 0) * 100)}%"
 
 
 def statusline(told: Sequence[tuple[str, int | None]], m: Messages, extra: Sequence[str] = ()) -> str:

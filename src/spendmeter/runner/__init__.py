@@ -1,4 +1,4 @@
-"""``spendmeter run``: starts the command, lets it be itself, and records what it used.
+"""``spendmeter run``: asks the budgets, starts the command, lets it be itself, and records what it used.
 
 Only quick modules of the standard library are imported before the child runs: tests/test_runner_parts.py holds the list.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
+from spendmeter.runner import gate
 from spendmeter.runner.args import Options, UsageError, help_text, parse
 from spendmeter.runner.locate import CannotRunError, become, failure, locate
 from spendmeter.runner.say import say
@@ -16,6 +17,8 @@ TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
+
+    from spendmeter.guard import Ticket
 
 BAD_USAGE = 2
 
@@ -35,19 +38,25 @@ def main(argv: Sequence[str]) -> int:
     try:
         path = locate(options.command[0], os.environ)
         if os.environ.get("SPENDMETER_OFF", "0") in ("", "0"):
-            _metered(path, options)
+            _metered(path, options, gate.enter(options, os.environ))
         _unmetered(path, options)
+    except gate.RefusedError as e:
+        say(str(e))
+        return gate.OVER_BUDGET
     except CannotRunError as e:
         say(f"run: {e}")
         return e.code
 
 
-def _metered(path: str, options: Options) -> None:
+def _metered(path: str, options: Options, ticket: Ticket | None) -> None:
     """Returns only where the child could not be started for want of descriptors, processes or room."""
     from spendmeter.runner.attend import attend
 
     try:
-        attend(path, options)
+        attend(path, options, ticket)
+    except CannotRunError:
+        gate.leave(ticket, options)
+        raise
     except OSError as e:
         say(f"run: not metered: {e.strerror}; is ulimit -n, -u or -s too low?")
 

@@ -12,15 +12,23 @@ FLAGS = (
     ("--agent", "NAME", "role that the run plays, such as developer or reviewer (SPENDMETER_AGENT; else unknown)"),
     ("--task", "KEY", "unit of work that the run is for, such as an issue key (SPENDMETER_TASK; else unknown)"),
     ("--attr", "KEY=VALUE", "any other tag; may be given many times, e.g. plan=book"),
+    ("--max-cost", "USD", "end the run when it has cost so much (SPENDMETER_MAX_COST)"),
+    ("--max-tokens", "N", "end the run when it has used so many tokens, cached ones too (SPENDMETER_MAX_TOKENS)"),
 )
-USAGE = "spendmeter [--ledger URL] [--config FILE] run [--agent NAME] [--task KEY] [--attr KEY=VALUE]... [--] COMMAND [ARG]..."
+USAGE = (
+    "spendmeter [--ledger URL] [--config FILE] run [--agent NAME] [--task KEY] [--attr KEY=VALUE]... [--max-cost USD] [--max-tokens N] "
+    "[--] COMMAND [ARG]..."
+)
 NOTES = """\
 Runs COMMAND as it is: standard input, output and error, the terminal, signals and the exit code are its own.
 What it used is recorded when it ends. If that fails, one line on standard error says so and the exit code stands.
 
   SPENDMETER_OFF=1   run COMMAND without metering
 
-Exit codes: that of COMMAND; 2 bad usage, 126 COMMAND cannot be executed, 127 COMMAND was not found."""
+Exit codes: that of COMMAND; 2 bad usage, 3 over budget: not started, or ended by a limit, 126 COMMAND cannot be executed,
+127 COMMAND was not found."""
+_PLACES = 9  # of a sum of US dollars: nano-USD
+_MOST = 1 << 62
 
 
 class UsageError(Exception):
@@ -28,15 +36,17 @@ class UsageError(Exception):
 
 
 class Options:
-    """What the command line of ``run`` said."""
+    """What the command line of ``run`` said. ``max_cost_nusd`` and ``max_tokens`` are the run's own limits."""
 
-    __slots__ = ("agent", "attrs", "command", "config", "help", "ledger", "task")
+    __slots__ = ("agent", "attrs", "command", "config", "help", "ledger", "max_cost_nusd", "max_tokens", "task")
 
     def __init__(self) -> None:
         self.agent = self.task = ""
         self.ledger: str | None = None
         self.config: str | None = None
         self.attrs: dict[str, str] = {}
+        self.max_cost_nusd: int | None = None
+        self.max_tokens: int | None = None
         self.command: list[str] = []
         self.help = False
 
@@ -63,6 +73,10 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         raise UsageError(f"no command to run; usage: {USAGE}")
     options.agent = options.agent or env.get("SPENDMETER_AGENT") or "unknown"
     options.task = options.task or env.get("SPENDMETER_TASK") or "unknown"
+    if options.max_cost_nusd is None and (text := env.get("SPENDMETER_MAX_COST")):
+        options.max_cost_nusd = _nusd("SPENDMETER_MAX_COST", text)
+    if options.max_tokens is None and (text := env.get("SPENDMETER_MAX_TOKENS")):
+        options.max_tokens = _tokens("SPENDMETER_MAX_TOKENS", text)
     return options
 
 
@@ -114,13 +128,42 @@ def _take(options: Options, words: Sequence[str], flags: Sequence[tuple[str, str
 
 def _put(options: Options, name: str, value: str) -> None:
     value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # argv may hold any bytes, a tag may not
-    if name != "--attr":
+    if name == "--max-cost":
+        options.max_cost_nusd = _nusd(name, value)
+    elif name == "--max-tokens":
+        options.max_tokens = _tokens(name, value)
+    elif name == "--attr":
+        _tag(options, value)
+    else:
         setattr(options, name[2:], value)
-        return
+
+
+def _tag(options: Options, value: str) -> None:
     key, eq, text = value.partition("=")
     if not eq or not key:
         raise UsageError(f'run: --attr "{value}" is not KEY=VALUE, as in --attr plan=book')
     options.attrs[key] = text
+
+
+def _nusd(name: str, text: str) -> int:
+    """US dollars, such as 2 or 0.50, in nano-USD."""
+    whole, _, part = text.strip().partition(".")
+    digits = whole + part
+    nusd = int(whole or "0") * 10**_PLACES + int(part.ljust(_PLACES, "0")) if _is_number(digits) and len(part) <= _PLACES else 0
+    if not 0 < nusd < _MOST:
+        raise UsageError(f'run: {name} "{text}" is not an amount of US dollars above 0, as in 2 or 0.50')
+    return nusd
+
+
+def _tokens(name: str, text: str) -> int:
+    n = int(text) if _is_number(text.strip()) else 0
+    if not 0 < n < _MOST:
+        raise UsageError(f'run: {name} "{text}" is not a number of tokens above 0, as in 200000')
+    return n
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 40  # int() refuses thousands of digits
 
 
 def _unknown(name: str, known: list[str]) -> str:

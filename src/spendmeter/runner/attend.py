@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts, th
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from spendmeter.guard import Ticket
     from spendmeter.runner.meter import Meter
     from spendmeter.runner.pump import Pump
     from spendmeter.runner.relay import Relay
@@ -28,8 +29,11 @@ STALL_S = 10.0  # how long the ledger may take, once the child has ended, withou
 HURRY_S = 0.3  # and how long after somebody asked us to go
 
 
-def attend(path: str, options: Options) -> NoReturn:
-    """Starts the program at *path*, attends it and ends as it ends.
+def attend(path: str, options: Options, ticket: Ticket | None = None) -> NoReturn:
+    """Starts the program at *path*, attends it and ends as it ends; with code 3 where it was ended by a limit.
+
+    Args:
+        ticket: what the run has set aside of its budgets, if anything.
 
     Raises:
         CannotRunError: it cannot be executed.
@@ -37,7 +41,7 @@ def attend(path: str, options: Options) -> NoReturn:
     """
     wake = process.pipe()
     mask = Mask()
-    facts = _facts(options)
+    facts = _facts(options, ticket)
     env = child_env(os.environ, facts.run_id, facts.trace, options.agent, options.task)
     try:
         child = process.start(path, options.command, env, mask.restore, lambda: _glance(facts))
@@ -46,17 +50,17 @@ def attend(path: str, options: Options) -> NoReturn:
         raise
     from spendmeter.runner.pump import Pump
 
-    pump = Pump(child.out, wake[0])
+    pump, was_ended = Pump(child.out, wake[0]), False
     try:
-        status = _follow(facts, child, mask, pump, wake[1])
+        status, was_ended = _follow(facts, child, mask, pump, wake[1], ticket)
     except BaseException as e:  # noqa: BLE001 - e.g. no thread could be started: the run goes on all the same
         say(f"run: not metered: {type(e).__name__}")
         status = _only_wait(child.pid, pump)
-    _leave(pump, status)
+    _leave(pump, status, was_ended=was_ended)
 
 
-def _facts(options: Options) -> Facts:
-    run_id = os.urandom(16).hex()
+def _facts(options: Options, ticket: Ticket | None) -> Facts:
+    run_id = ticket.run_id if ticket else os.urandom(16).hex()
     try:
         cwd = os.getcwd()  # noqa: PTH109 - pathlib would delay the child by 4 ms
     except OSError:  # it was removed
@@ -70,18 +74,20 @@ def _glance(facts: Facts) -> None:
         facts.early = glance(facts.env, facts.cwd, facts.command.resumed)
 
 
-def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: int) -> int:
-    """Attends the child to its end and has the run recorded; its wait status."""
+def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: int, ticket: Ticket | None) -> tuple[int, bool]:
+    """Attends the child to its end and has the run recorded; its wait status, and whether it was ended by a limit."""
     guard = process.guard(child, facts.run_id)
+    from spendmeter.runner.limits import Run
     from spendmeter.runner.meter import Meter
     from spendmeter.runner.relay import Relay, nudge
 
     sys.setswitchinterval(SWITCH_S)
     relayed = Relay(child, facts.run_id, mask, wake)
-    meter = Meter(facts, child.pid, lambda: nudge(wake))
+    meter = Meter(Run(facts, child, lambda: relayed.status is not None, lambda: nudge(wake)), ticket)
     relayed.start()
     meter.start()
     pump.wait(lambda: relayed.status is not None, meter.show)
+    pump.wait(lambda: not meter.is_ending, meter.show)  # of a run that is being ended, all that its last process prints counts
     pump.drain(meter.show)
     status = relayed.status or 0
     meter.end(status)
@@ -91,7 +97,7 @@ def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: in
     if lines := [*meter.lines, *([pump.problem] if pump.problem else [])]:
         say("; ".join(lines))
     process.dismiss(guard)
-    return status
+    return status, meter.was_ended
 
 
 def _only_wait(pid: int, pump: Pump) -> int:
@@ -102,14 +108,15 @@ def _only_wait(pid: int, pump: Pump) -> int:
         return 0
 
 
-def _leave(pump: Pump, status: int) -> NoReturn:
+def _leave(pump: Pump, status: int, *, was_ended: bool) -> NoReturn:
+    from spendmeter.runner.gate import OVER_BUDGET
     from spendmeter.runner.relay import end_like
 
     try:
         if pump.source is not None:
             process.leave_pump(pump.source)
     finally:
-        end_like(status)
+        end_like(status if not was_ended else OVER_BUDGET << 8)
 
 
 class _Patience:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 AnyWatch = Watch | Changes
 
 
-def mark(facts: Facts, watches: Iterable[AnyWatch], child_pid: int, sessions: Iterable[str]) -> dict[str, Any]:
-    """JSON values from which ``finish_mark`` can go on if this process is killed."""
+def mark(facts: Facts, watches: Iterable[AnyWatch], child_pid: int, sessions: Iterable[str], stopped: str | None = None) -> dict[str, Any]:
+    """JSON values from which ``finish_mark`` can go on if this process is killed; *stopped* is why the run is being ended."""
     command, options, trace = facts.command, facts.options, facts.trace
     return {
         "state": RUNNING,
@@ -36,6 +37,7 @@ def mark(facts: Facts, watches: Iterable[AnyWatch], child_pid: int, sessions: It
         "sessions": sorted(sessions),
         "where": [facts.cwd, *_repo(facts.cwd)],
         "watches": [watch.state() for watch in watches],
+        "stopped": stopped,
     }
 
 
@@ -44,6 +46,16 @@ def compose(
 ) -> FinishedRun:
     """The run as far as it is known when its child has ended; end, exit code and signal are for the caller to set."""
     return _composed(mark(facts, (), 0, sessions), watches, list(pids), observations)
+
+
+def compose_so_far(
+    facts: Facts, watches: list[AnyWatch], pids: Iterable[int], sessions: Iterable[str], observations: list[Observation]
+) -> FinishedRun:
+    """As ``compose``, of a run that is under way; what its watches find in this moment does not bind them later."""
+    probes = [copy(watch) for watch in watches]
+    for probe in probes:
+        probe.found = set(probe.found)
+    return compose(facts, probes, pids, sessions, observations)
 
 
 def finish_mark(data: Mapping[str, Any]) -> FinishedRun:
@@ -71,6 +83,7 @@ def _composed(data: Mapping[str, Any], watches: list[AnyWatch], pids: list[int],
         run_id=data["run_id"], tags=Tags(**data["tags"]), cli=cli, exit_code=None, signal=None, started_ms=data["started_ms"],
         ended_ms=data["started_ms"], trace_id=trace_id, span_id=span_id, parent_span_id=parent, sessions=set(data["sessions"]),
         resumed=resumed, forked=forked, continued=continued, observations=observations, cwd=cwd, repo=repo, branch=branch, commit=commit,
+        stopped=data.get("stopped"),
     )  # fmt: skip
     for watch in watches:
         of = watch.cli if isinstance(watch, Changes) else "claude"

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from spendmeter.runner.describe import describe
+from spendmeter.runner.limits import Limits, Run, Stop
 from spendmeter.runner.procs import belongs
 from spendmeter.runner.warm import Loader
 
 if TYPE_CHECKING:
+    from spendmeter.guard import Ticket
     from spendmeter.parsers import Stream
     from spendmeter.records import Observation
     from spendmeter.runner.compose import AnyWatch
-    from spendmeter.runner.facts import Facts
     from spendmeter.runner.finished import FinishedRun
     from spendmeter.runner.spool import Pending
 
@@ -29,12 +31,13 @@ REFRESH_S = 2.0
 class Meter(threading.Thread):
     """Takes the child's output by ``show``, its end by ``end``; ``finished`` and ``lines`` (for stderr) tell the rest."""
 
-    def __init__(self, facts: Facts, child_pid: int, wake: Callable[[], None]) -> None:
+    def __init__(self, run: Run, ticket: Ticket | None) -> None:
         super().__init__(daemon=True)
         self.finished = False
         self.lines: list[str] = []
         self.taken = 0  # bytes of output read so far, and steps done since: progress
-        self._facts, self._child_pid, self._wake = facts, child_pid, wake
+        facts = run.facts
+        self._facts, self._child_pid, self._wake = facts, run.child.pid, run.wake
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._shown = 0
         self._deaf = False
@@ -46,6 +49,8 @@ class Meter(threading.Thread):
         self._told: set[str] = set()
         self._refreshed_s = time.monotonic()
         self._loader = Loader(facts.options.ledger, facts.options.config)
+        is_limited = ticket is not None or facts.options.max_cost_nusd is not None or facts.options.max_tokens is not None
+        self._limits = Limits(run, ticket, self._loader) if is_limited else None
         self._run: FinishedRun | None = None
 
     def show(self, data: bytes) -> None:
@@ -63,6 +68,20 @@ class Meter(threading.Thread):
         """The child has ended with wait status *status*."""
         self._status, self._ended_ms = status, time.time_ns() // 1_000_000
         self._queue.put(None)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the run is being ended and something of it is still there."""
+        return self._limits is not None and self._limits.is_ending
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether the run was ended by a limit."""
+        return self._stop is not None
+
+    @property
+    def _stop(self) -> Stop | None:
+        return self._limits.stop if self._limits is not None else None
 
     def run(self) -> None:
         """The thread: begin, follow, finish."""
@@ -127,16 +146,22 @@ class Meter(threading.Thread):
         due_s = 0.0
         while True:
             try:
-                data = self._queue.get(timeout=TICK_S)
+                data = self._queue.get(timeout=0 if self._limits is not None and self._limits.behind else TICK_S)
             except queue.Empty:
                 data = b""
             if data is None:
                 return
             if data:
                 self._feed(data)
-            if (now_s := time.monotonic()) >= due_s:
+            if is_due := (now_s := time.monotonic()) >= due_s:
                 self._attempt("session files are not watched", self._look)
                 due_s = now_s + TICK_S
+            if self._limits is not None and (is_due or self._limits.behind):
+                self._keep_to(self._limits)
+
+    def _keep_to(self, limits: Limits) -> None:
+        if limits.look(self._stream, self.taken, self._sessions(), self._watches):
+            self._attempt("that the run was ended is not marked", self._update_mark)
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -156,9 +181,9 @@ class Meter(threading.Thread):
             for watch in self._watches:
                 watch.refresh()
             self._refreshed_s = time.monotonic()
-        if known - self._told and self._mark is not None:
+        if known - self._told:
             self._told = known
-            self._mark.update(self._mark_data())
+            self._update_mark()
 
     def _is_ours(self, pid: int) -> bool:
         return pid == self._child_pid or belongs(pid, self._facts.run_id)
@@ -168,6 +193,8 @@ class Meter(threading.Thread):
         return named | (set(self._stream.sessions) if self._stream is not None else set())
 
     def _finish(self) -> None:
+        if self._limits is not None:
+            self._limits.settle()
         self.taken += 1
         observations: list[Observation] = []
         if self._stream is not None:
@@ -191,6 +218,9 @@ class Meter(threading.Thread):
             self._notes.append("standard output was not read to its end: it came faster than it could be read")
         run.notes[:0] = self._notes
         self.lines += run.notes
+        if stop := self._stop:
+            run.stopped = stop.why
+            run.notes.insert(0, stop.line)
         return run
 
     def _commit(self, run: FinishedRun) -> None:
@@ -202,6 +232,8 @@ class Meter(threading.Thread):
         try:
             from spendmeter import ingest
 
+            if self._limits is not None and (line := self._limits.last_word(run, self._watches)):
+                self.lines.append(line)
             ingest.commit_run(self._facts.options.ledger, self._facts.options.config, run)
         except Exception as e:  # noqa: BLE001 - metering never breaks the run
             self._keep(run, describe(e))
@@ -226,22 +258,11 @@ class Meter(threading.Thread):
 
         return recover.folders(self._facts.options.ledger, self._facts.options.config, self._facts.env)
 
+    def _update_mark(self) -> None:
+        if self._mark is not None:
+            self._mark.update(self._mark_data())
+
     def _mark_data(self) -> dict[str, Any]:
         from spendmeter.runner.compose import mark
 
-        return mark(self._facts, self._watches, self._child_pid, self._sessions())
-
-
-def describe(error: BaseException) -> str:
-    """*error* in one line; the text of an error that is not ours may hold content, so then only class and place are named."""
-    from spendmeter.errors import SpendmeterError
-
-    name = type(error).__name__
-    if isinstance(error, SpendmeterError | ImportError):
-        return f"{name}: {' '.join(str(error).split())}"
-    if isinstance(error, OSError):
-        return f"{name}: {error.strerror}{f' ({error.filename})' if error.filename else ''}"
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{name} in {trace.tb_frame.f_globals.get('__name__')}, line {trace.tb_lineno}" if trace else name
+        return mark(self._facts, self._watches, self._child_pid, self._sessions(), self._stop.why if self._stop else None)

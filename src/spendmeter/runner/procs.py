@@ -27,6 +27,19 @@ def members(group: int, run_id: str) -> list[int]:
     return [pid for pid in _pids() if pid != os.getpid() and _group(pid) == group and belongs(pid, run_id)]
 
 
+def strays(group: int | None, run_id: str) -> list[int]:
+    """Processes of the run that are in another process group than *group*, without this one and those that have ended."""
+    return [pid for pid in _pids() if pid != os.getpid() and _group(pid) != group and belongs(pid, run_id)]
+
+
+def is_group_alive(group: int) -> bool:
+    """Whether anyone in process group *group* has not ended yet; without /proc a zombie counts too."""
+    if not send(-group, 0):
+        return False
+    pids = [pid for pid in _pids() if _group(pid) == group]
+    return not pids or any(not _is_zombie(pid) for pid in pids)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process *pid* exists, be it another user's."""
     try:
@@ -54,6 +67,19 @@ def _pids() -> list[int]:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - pathlib would delay the child by 4 ms
     except OSError:
         return []
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.read(fd, 1 << 12).rpartition(b")")[2].split()[:1] in ([b"Z"], [b"X"], [])
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
 
 
 def _group(pid: int) -> int | None:

@@ -28,6 +28,7 @@ _PLAIN = (
     "run_id", "cli", "exit_code", "signal", "started_ms", "ended_ms", "trace_id", "span_id", "parent_span_id",
     "resumed", "forked", "continued", "notes", "cwd", "repo", "branch", "commit",
 )  # fmt: skip
+_LATER = ("stopped",)  # which files of older versions lack
 _PASSWORD = re.compile(r"(//[^/@:]*):[^/@]*@")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)")
 
@@ -118,11 +119,16 @@ def pending_runs(folder: Path) -> Iterator[Pending]:
         yield Pending(path, data, fd)
 
 
+def is_pending(folders: list[Path], run_id: str) -> bool:
+    """Whether the run is under way, or has ended and is still to be recorded."""
+    return any((folder / f"{run_id}.json").exists() for folder in folders)
+
+
 def to_json(run: FinishedRun) -> dict[str, Any]:
     """*run* as JSON values."""
     import msgspec
 
-    out: dict[str, Any] = {name: getattr(run, name) for name in _PLAIN}
+    out: dict[str, Any] = {name: getattr(run, name) for name in (*_PLAIN, *_LATER)}
     out |= {"state": FINISHED, "tags": tags_json(run.tags), "sessions": sorted(run.sessions)}
     out["files"] = [[str(path), offset] for path, offset in run.files]
     out["observations"] = [[type(o).__name__, msgspec.to_builtins(o)] for o in run.observations]
@@ -139,7 +145,7 @@ def from_json(data: Mapping[str, Any]) -> FinishedRun:
 
     try:
         observed: list[Observation] = [msgspec.convert(value, type=_KINDS[kind]) for kind, value in data["observations"]]
-        rest = {name: data[name] for name in _PLAIN}
+        rest = {name: data[name] for name in _PLAIN} | {name: data.get(name) for name in _LATER}
         files = [(Path(path), int(offset)) for path, offset in data["files"]]
         return FinishedRun(tags=Tags(**data["tags"]), sessions=set(data["sessions"]), files=files, observations=observed, **rest)
     except (KeyError, TypeError, msgspec.ValidationError) as e:

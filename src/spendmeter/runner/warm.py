@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import gc
 import threading
-from contextlib import suppress
 
 
 class Loader(threading.Thread):
-    """Loads; ``error`` is why ``spendmeter.ingest`` cannot be imported. A ledger that hangs or fails here does so again at the commit."""
+    """Loads; ``error`` is why ``spendmeter.ingest`` cannot be imported, ``imported`` that it was.
+
+    A ledger that hangs or fails here does so again at the commit; ``trouble`` is why it failed.
+    """
 
     def __init__(self, ledger: str | None, config: str | None) -> None:
         super().__init__(daemon=True)
+        self.imported = False
         self.error: BaseException | None = None
+        self.trouble: Exception | None = None
         self._ledger, self._config = ledger, config
 
     def run(self) -> None:
@@ -26,7 +30,10 @@ class Loader(threading.Thread):
         except Exception as e:  # noqa: BLE001 - told when the run is kept for later
             self.error = e
         else:
-            with suppress(Exception):
+            self.imported = True
+            try:
                 ingest.prepare(self._ledger, self._config)
+            except Exception as e:  # noqa: BLE001 - told by whoever needs it before the commit
+                self.trouble = e
         gc.freeze()  # what is loaded stays, so no collection need look at it
         gc.enable()

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import query
+from spendmeter.ledger import budgeting, now_ms, query
 from spendmeter.ledger.periods import when_ms, zone
 from spendmeter.server.book import Book
 from spendmeter.server.details import NoRunError, details
@@ -126,6 +126,50 @@ class Facts(BaseModel):
     bytes: int | None
 
 
+class BudgetPeriod(BaseModel):
+    """The window that a budget is in; start and end are ISO 8601, UTC."""
+
+    kind: str = Field(examples=["day", "week", "month", "rolling", "total"])
+    timezone: str
+    start: str | None
+    end: str | None
+    seconds: int | None
+
+
+class BudgetThreshold(BaseModel):
+    """A share of the limit, and whether it is reached."""
+
+    at: str = Field(examples=["0.8"])
+    severity: str
+    crossed: bool
+
+
+class Budget(BaseModel):
+    """Where a budget stands, or one value of its ``per``. Besides, in its unit (usd, tokens, runs): ``limit_usd``, ``spent_usd``,
+    ``remaining_usd``, ``reserved_usd``, ``forecast_usd``; money is a decimal string."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    value: str | None
+    per: str | None
+    action: str
+    owner: str
+    description: str
+    unit: str
+    period: BudgetPeriod
+    unpriced_tokens: int = Field(description="what is missing from an amount of money, as nobody knows its price")
+    share: str | None = Field(examples=["0.8123"])
+    thresholds: list[BudgetThreshold]
+    over: bool
+
+
+class Budgets(BaseModel):
+    """As ``spendmeter budget list --json``."""
+
+    budgets: list[Budget]
+
+
 class Filters(BaseModel):
     """Query parameters that say what to look at."""
 
@@ -200,6 +244,13 @@ def router(book: Book) -> APIRouter:
             return JSONResponse(details(book, key).as_dict())
         except NoRunError as e:
             raise HTTPException(404, str(e)) from None
+
+    @routes.get("/budgets", response_model=Budgets, responses=responses(503))
+    def budgets() -> Response:
+        """Every budget as it stands, in the order of the file; none where no file is set."""
+        ledger = book.ledger()
+        found = budgeting.states(ledger, budgeting.defined(ledger), now_ms())
+        return JSONResponse({"budgets": [s.as_dict() for s in found]})
 
     @routes.get("/ledger", response_model=Facts, responses=responses(503))
     def ledger() -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 import spendmeter
 from spendmeter.ledger.amounts import Amounts
+from spendmeter.ledger.budgeting import State
 from spendmeter.ledger.periods import zone
 from spendmeter.records import usd_text
 
@@ -50,6 +51,11 @@ def money(nusd: int | None, digits: int = 2) -> str:
 def cost(a: Amounts, digits: int = 2) -> str:
     """Its cost; "~" marks what is estimated, in whole or in part."""
     return ("~" if a.estimated_nusd else "") + money(a.cost_nusd, digits)
+
+
+def budgeted(state: State, amount: int) -> str:
+    """An amount in the budget's unit: $1.50, 12,345 tokens, 20 runs."""
+    return money(amount) if state.budget.unit == "usd" else f"{amount:,} {state.budget.unit}"
 
 
 def percent(part: int | None, whole: int | None) -> float | None:
@@ -103,7 +109,7 @@ def _environment() -> Environment:
     env = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {
         "number": number, "money": money, "cost": cost, "duration": duration, "moment": moment, "iso": iso, "usd": usd_text,
-        "part": lambda text: quote(text, safe=""),
+        "budgeted": budgeted, "part": lambda text: quote(text, safe=""),
     }  # fmt: skip
     env.globals |= {"outcomes": OUTCOMES, "version": spendmeter.__version__, "percent": percent}
     return env

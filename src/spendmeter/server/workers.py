@@ -1,4 +1,4 @@
-"""What the daemon does besides answering: settles what is due, takes in unfinished runs, sends by OTLP."""
+"""What the daemon does besides answering: settles what is due, takes in unfinished runs, sends by OTLP, tells of budgets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from spendmeter.errors import SpendmeterError
-from spendmeter.ledger import Ledger
+from spendmeter.ledger import Ledger, now_ms
 from spendmeter.server.book import Book
 
 if TYPE_CHECKING:
+    from spendmeter.notices.teller import Teller
     from spendmeter.projections.export import Exporter
 
 SETTLE_S = 2.0
+FOLD_S = 10.0
+NOTICE_S = 2.0
 RECOVER_S = 60.0
 WATCH_S = 0.5
 RETRY_S = 10.0  # after a failure that no one foresaw
@@ -25,7 +28,7 @@ log = logging.getLogger("spendmeter.server")
 
 
 class Workers:
-    """Two threads; what troubles them is told once, and again when it is over.
+    """A thread for each task; what troubles them is told once, and again when it is over.
 
     Args:
         config: the settings file that runs of dead wrappers are priced and settled by.
@@ -35,21 +38,23 @@ class Workers:
         self._book, self._config = book, config
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._recovered = float("-inf")
+        self._recovered = self._folded = float("-inf")
         self.trouble: dict[str, str] = {}
 
     def start(self) -> None:
-        """Starts settling, and sending where an OTLP endpoint is configured."""
+        """Starts settling, sending where an OTLP endpoint is configured, and telling where there are budgets."""
         steps: dict[str, Callable[[], None]] = {"settle": self._keep_settling}
         if exports():
             steps["export"] = self._keep_sending
+        if self._book.settings.budgets_file is not None:
+            steps["notices"] = self._keep_telling
         for name, step in steps.items():
             self._threads.append(threading.Thread(target=step, name=f"spendmeter-{name}", daemon=True))
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Ends both, waiting a little for what is under way."""
+        """Ends all, waiting a little for what is under way."""
         self._stop.set()
         for thread in self._threads:
             thread.join(JOIN_S)
@@ -62,6 +67,9 @@ class Workers:
     def _keep_settling(self) -> None:
         while not self._stop.is_set():
             self._try("settle", lambda: self._book.ledger().settle())
+            if time.monotonic() - self._folded >= FOLD_S:
+                self._folded = time.monotonic()
+                self._try("fold", lambda: self._book.ledger().fold())
             if time.monotonic() - self._recovered >= RECOVER_S:
                 self._recovered = time.monotonic()
                 self._try("recover", self._recover)
@@ -99,13 +107,28 @@ class Workers:
                 with contextlib.suppress(SpendmeterError):
                     exporter.close()
 
+    def _keep_telling(self) -> None:
+        from spendmeter.budgets.definitions import Definitions
+        from spendmeter.notices.teller import Teller
+
+        teller = Teller(Definitions(self._book.settings.budgets_file))
+        while not self._stop.is_set():
+            self._try("notices", lambda: self._tell_of_budgets(teller))
+            self._stop.wait(NOTICE_S)
+
+    def _tell_of_budgets(self, teller: Teller) -> None:
+        """A delivery that fails is logged the first time and when it is given up."""
+        for failure in teller.tell(self._book.ledger(), now_ms(), self._stop).delivered.failed:
+            if failure.attempts == 1 or failure.given_up:
+                log.warning("notices: %s", failure)
+
     def _current(self, ledger: Ledger) -> bool:
         try:
             return self._book.ledger() is ledger
         except SpendmeterError:
             return True  # gone for now; what it says comes from the export itself
 
-    def _try(self, name: str, step: Callable[[], None]) -> None:
+    def _try(self, name: str, step: Callable[[], object]) -> None:
         """One step; a failure is told when it is new. The text of an error that no one foresaw is not: it may hold anything."""
         try:
             step()

@@ -19,6 +19,10 @@ def prepare(ledger_url, config):
         time.sleep(600)
 
 
+def ready(ledger_url, config):
+    return None
+
+
 def commit_run(ledger_url, config, run):
     load(config, ledger_url)
     if MODE == "slow":

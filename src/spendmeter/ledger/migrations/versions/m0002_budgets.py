@@ -48,7 +48,7 @@ def _new_tables() -> None:
         sa.Column("attempts", whole, nullable=False), sa.Column("due_ms", big), sa.Column("sent_ms", big), sa.Column("error", text),
     )  # fmt: skip
     op.create_index("ix_notices_due", "notices", ["due_ms"])
-    op.create_index("ix_notices_budget", "notices", ["budget", "value", "threshold", "notifier"])
+    op.create_index("ix_notices_budget", "notices", ["budget", "at_ms"])
     op.create_table(
         "plans",
         sa.Column("snapshot_id", text, primary_key=True, autoincrement=False), sa.Column("name", text, nullable=False),

@@ -1,16 +1,19 @@
-"""The facts of many sessions in memory, for tests of the rule alone."""
+"""The facts of a few sessions in memory: of a run under way, before they are in a ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
 
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
+from spendmeter.reconcile.kin import age, disowned
+from spendmeter.reconcile.rule import Foreign
 from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip
 
 
 class Book:
-    """A small world: the facts of many sessions in memory, without a ledger."""
+    """A small world: what is known of some sessions, and what they know of each other."""
 
     def __init__(self) -> None:
         self.sessions: dict[Key, SessionFacts] = {}
@@ -24,6 +27,28 @@ class Book:
         if found is None:
             found = self.sessions[cli, name] = SessionFacts(cli, name)
         return found
+
+    def copy(self) -> Book:
+        """A book that can be added to without changing this one."""
+        out = Book()
+        out.sessions = {key: _copy(facts) for key, facts in self.sessions.items()}
+        out.aliases, out.skips = dict(self.aliases), list(self.skips)
+        return out
+
+    def gather(self, facts: SessionFacts) -> tuple[SessionFacts, Foreign]:
+        """The session's facts, with calls that others own taken out, and what its kin knows: as ``ledger.derive.gather``."""
+        others = {key: other for key, other in self.sessions.items() if other is not facts}
+        me = facts.cli, facts.session
+        held = {c: [(k, o.calls[c]) for k, o in others.items() if c in o.calls] for c in facts.calls} if others else {}
+        mine, copied, owners = disowned(me, facts, {c: h for c, h in held.items() if h}, lambda key: age(self.sessions[key]))
+        for key, other in others.items():
+            for call_id in facts.copies & other.calls.keys():
+                fact = other.calls[call_id]
+                copied[call_id] = copied[call_id].join(fact) if call_id in copied else fact
+                owners.add(key)
+        levels = tuple(v for key in sorted(owners) for v in self.sessions[key].levels.values() if v.epoch)
+        peers = frozenset(f.total for other in others.values() for f in other.finishes.values())
+        return mine, Foreign(copied, levels, peers)
 
     def add_all(self, observations: Iterable[Observation | Claim]) -> None:
         """Adds every observation; aliases first, so that order does not matter."""
@@ -78,3 +103,12 @@ class Book:
                 facts.add_claim(o)
             case Context():
                 facts.add_context(o)
+
+
+def _copy(facts: SessionFacts) -> SessionFacts:
+    """What it holds in containers of its own; the facts in them never change."""
+    out = copy(facts)
+    for f in fields(facts):
+        if isinstance(held := getattr(facts, f.name), dict | set):
+            setattr(out, f.name, held.copy())
+    return out

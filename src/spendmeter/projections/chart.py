@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from spendmeter.ledger.amounts import NOTHING, Amounts
-from spendmeter.ledger.query import Report
+from spendmeter.ledger import now_ms
+from spendmeter.ledger.amounts import NOTHING, Amounts, Where
+from spendmeter.ledger.periods import when_ms, zone
+from spendmeter.ledger.query import Report, report, spent_by
+
+if TYPE_CHECKING:
+    from spendmeter.ledger import Ledger
 
 DAYS_MIN, DAYS_MAX = 14, 62
 NAMED = 5  # agents with a colour of their own; the rest share one
@@ -57,6 +63,31 @@ class Chart:
     def known(self) -> bool:
         """Whether any column has a cost."""
         return any(c.amounts.cost_nusd is not None for c in self.columns)
+
+
+def spend(ledger: Ledger, where: Where, timezone: str, today: date | None = None) -> tuple[Chart, Amounts]:
+    """The chart of the window of *where*, but of no less than ``DAYS_MIN`` days up to its end, and the window's own total.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+    """
+    last = today or _day(now_ms() if where.until_ms is None else where.until_ms - 1, timezone)
+    least = when_ms(f"{last - timedelta(days=DAYS_MIN - 1)}", timezone)
+    since = where.since_ms if where.since_ms is None else min(where.since_ms, least)
+    found = spent_by(ledger, "day", "agent", replace(where, since_ms=since), timezone)
+    days = [date.fromisoformat(r.keys[0]) for r in found.rows if r.keys[0] is not None]
+    first = min(days, default=last) if where.since_ms is None else _day(where.since_ms, timezone)
+    by = unit(first, last)
+    if by == "month":
+        found = spent_by(ledger, by, "agent", where, timezone)
+    total = NOTHING
+    for row in found.rows if by == "month" or since == where.since_ms else report(ledger, [], where=where).rows:
+        total = total.plus(row.amounts)
+    return chart(found, by, min(first, last), last), total
+
+
+def _day(ms: int, timezone: str) -> date:
+    return datetime.fromtimestamp(ms / 1000, zone(timezone)).date()
 
 
 def unit(first: date, last: date) -> str:

@@ -1,0 +1,135 @@
+"""What has been spent of a budget: exact sums that the database makes, the same on SQLite and on PostgreSQL.
+
+Usage is dated to the minute, runs by their end. ``since_ms`` is in a window, ``until_ms`` no longer is, None is without an edge; windows
+with edges on whole minutes that touch add up. Which runs and models count is what ``Budget.covers`` says, put into SQL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
+
+from sqlalchemy import JSON, ColumnElement, Connection, Select, case, cast, false, func, literal, or_, select
+
+from spendmeter.budgets.model import TAGS, Budget
+from spendmeter.budgets.periods import MINUTE_MS
+from spendmeter.ledger import schema as t
+from spendmeter.ledger.amounts import SUMS, Where
+from spendmeter.ledger.query import within
+
+_COST = ("reported_nusd", "estimated_nusd")
+_TOKENS = SUMS[:5]  # all that are billed
+
+Sums = dict[str | None, "Sum"]  # by value of budget.per; None: what has no value, or everything where the budget has no per
+
+
+class Sum(NamedTuple):
+    """``amount`` in the budget's unit; ``unpriced_tokens`` are missing from an amount of money, as nobody knows their price."""
+
+    amount: int = 0
+    unpriced_tokens: int = 0
+
+
+def spent(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None) -> Sums:
+    """What each value of ``budget.per`` has spent in a window; without ``per`` one sum under None, which is always there."""
+    if budget.per is None:
+        return {None: spent_one(conn, budget, since_ms, until_ms, None)}
+    rows = _rows(conn, budget, since_ms, until_ms, _tag(conn, budget.per)).subquery()
+    found = conn.execute(select(rows.c.key, *_summed(rows)).group_by(rows.c.key))
+    return {key or None: Sum(int(amount), int(unpriced)) for key, amount, unpriced in found}
+
+
+def spent_one(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None, value: str | None) -> Sum:
+    """What one value of ``budget.per`` has spent in a window; *value* means nothing where the budget has no ``per``."""
+    rows = _rows(conn, budget, since_ms, until_ms, literal(""))
+    if budget.per is not None:
+        rows = rows.where(_equals(conn, budget.per, value or ""))
+    amount, unpriced = conn.execute(select(*_summed(rows.subquery()))).one()
+    return Sum(int(amount or 0), int(unpriced or 0))
+
+
+def by_minute(conn: Connection, budget: Budget, since_ms: int) -> list[tuple[int, int]]:
+    """(minute, amount) from *since_ms* on, oldest first, whatever the value of ``budget.per``; minutes without any are left out."""
+    at = _dated(budget)
+    rows = _rows(conn, budget, since_ms, None, at - at % MINUTE_MS).subquery()
+    found = conn.execute(select(rows.c.key, func.sum(rows.c.amount)).group_by(rows.c.key).order_by(rows.c.key))
+    return [(int(minute), int(amount)) for minute, amount in found]
+
+
+def _summed(rows: Any) -> list[ColumnElement[Any]]:
+    return [func.sum(rows.c.amount), func.sum(rows.c.unpriced)]
+
+
+def _rows(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None, key: ColumnElement[Any]) -> Select[Any]:
+    """(key, amount, unpriced) of each entry or run that counts."""
+    named = {*budget.match, *([budget.per] if budget.per is not None else [])}
+    make = _runs if budget.unit == "runs" else _entries
+    window = within(_dated(budget), Where(since_ms, until_ms))
+    return make(budget, key.label("key"), named).where(*window, *[_matches(conn, *item) for item in budget.match.items()])
+
+
+def _dated(budget: Budget) -> Any:
+    return t.runs.c.ended_ms if budget.unit == "runs" else t.entries.c.minute_ms
+
+
+def _entries(budget: Budget, key: ColumnElement[Any], named: set[str]) -> Select[Any]:
+    e = t.entries.c
+    amount = reduce(add, [func.coalesce(e[name], 0) for name in (_COST if budget.unit == "usd" else _TOKENS)])
+    unpriced = e.unpriced_tokens if budget.unit == "usd" else literal(0)
+    rows = select(key, amount.label("amount"), unpriced.label("unpriced")).select_from(t.entries)
+    return rows.join(t.runs, _OF_RUN) if named - {"model"} else rows
+
+
+def _runs(budget: Budget, key: ColumnElement[Any], named: set[str]) -> Select[Any]:
+    """A run counts once, whatever the number of its models that match; per model, once for each."""
+    r = t.runs.c
+    rows = select(key, literal(1).label("amount"), literal(0).label("unpriced"))
+    if "model" not in named:
+        return rows.select_from(t.runs)
+    # + 0: SQLite shall go by the window's index, not read all runs in the order of the key to find what is distinct
+    return rows.add_columns(r.session_id + 0, r.run_key).distinct().select_from(t.runs.outerjoin(t.entries, _OF_RUN))
+
+
+_OF_RUN = (t.runs.c.session_id == t.entries.c.session_id) & (t.runs.c.run_key == t.entries.c.run_key)
+
+
+# -- what Budget.covers says, in SQL -----------------------------------------------------------------------------------
+
+
+def _tag(conn: Connection, name: str) -> ColumnElement[str]:
+    """The value of a tag or an attribute; "" where it is not known.
+
+    Always an expression: the index of a tag with few values would be preferred to a window's, and take in the whole history.
+    """
+    if name in TAGS:
+        return func.coalesce(t.entries.c.model if name == "model" else t.runs.c[name], "")
+    return func.coalesce(_attribute(conn, name), "")
+
+
+def _attribute(conn: Connection, name: str) -> ColumnElement[Any]:
+    """The value of any key, whatever its characters: no path is made of it. PostgreSQL reads no JSON with a NUL, so that tells nothing."""
+    attrs: Any = t.runs.c.attrs
+    if conn.dialect.name == "sqlite":
+        each = func.json_each(attrs).table_valued("key", "value")
+        return select(each.c.value).where(each.c.key == name).correlate(t.runs).scalar_subquery()
+    return func.json_extract_path_text(cast(case((func.strpos(attrs, "\\u0000") == 0, attrs)), JSON), name)
+
+
+def _equals(conn: Connection, name: str, value: str) -> ColumnElement[bool]:
+    """Tasks have an index that narrows, for each has few runs."""
+    return (t.runs.c.task if name == "task" else _tag(conn, name)) == value
+
+
+def _matches(conn: Connection, name: str, patterns: Iterable[str]) -> ColumnElement[bool]:
+    return or_(false(), *[_like(conn, name, p) for p in patterns])
+
+
+def _like(conn: Connection, name: str, pattern: str) -> ColumnElement[bool]:
+    if not set(pattern) & {"*", "?"}:
+        return _equals(conn, name, pattern)
+    if conn.dialect.name == "sqlite":
+        return _tag(conn, name).op("GLOB", is_comparison=True)(pattern.replace("[", "[[]"))
+    return _tag(conn, name).like(re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_"))
