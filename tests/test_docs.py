@@ -36,7 +36,10 @@ def env(tmp_path: Path) -> dict[str, str]:
     (bin_ / "spendmeter").chmod(0o755)
     budgets = "budgets:\n- {name: developer-day, match: {agent: developer}, period: day, limit_usd: 5, action: block}\n"
     (tmp_path / "budgets.yaml").write_text(budgets)
-    return os.environ | {"SPENDMETER_BUDGETS": str(tmp_path / "budgets.yaml"), "PATH": f"{bin_}:{FAKE}:{os.environ['PATH']}", "FAKE_CASE": str(case), "XDG_DATA_HOME": str(tmp_path / "data")}
+    return os.environ | {
+        "SPENDMETER_BUDGETS": str(tmp_path / "budgets.yaml"), "PATH": f"{bin_}:{FAKE}:{os.environ['PATH']}", "FAKE_CASE": str(case),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }  # fmt: skip
 
 
 def test_the_readmes_commands_work(env: dict[str, str], tmp_path: Path) -> None:
