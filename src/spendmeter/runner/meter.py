@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from spendmeter.errors import RunRefusedError
 from spendmeter.runner.describe import describe
 from spendmeter.runner.limits import Limits, Run, Stop
 from spendmeter.runner.procs import belongs
@@ -48,10 +49,11 @@ class Meter(threading.Thread):
         self._mark: Pending | None = None
         self._told: set[str] = set()
         self._refreshed_s = time.monotonic()
-        self._loader = Loader(facts.options.ledger, facts.options.config)
+        self._loader = Loader(facts.options.ledger, facts.options.config, facts.options.remote)
         is_limited = ticket is not None or facts.options.max_cost_nusd is not None or facts.options.max_tokens is not None
         self._limits = Limits(run, ticket, self._loader) if is_limited else None
         self._run: FinishedRun | None = None
+        self._is_recorded = False
 
     def show(self, data: bytes) -> None:
         """Takes a piece of output; waits only while more than BACKLOG_BYTES are unread, and not if reading is stuck."""
@@ -99,8 +101,10 @@ class Meter(threading.Thread):
             self._wake()
 
     def give_up(self) -> None:
-        """Called when the ledger takes too long: keeps the run for later."""
+        """Called when the ledger takes too long: keeps the run for later. Once it is recorded there is nothing to keep."""
         run = self._run
+        if self._is_recorded:
+            return
         if run is None:
             self.lines.append("this run was not recorded in time; the next spendmeter command finishes it")
         else:
@@ -230,33 +234,54 @@ class Meter(threading.Thread):
             self._keep(run, describe(self._loader.error))
             return
         try:
-            from spendmeter import ingest
-
             if self._limits is not None and (line := self._limits.last_word(run, self._watches)):
                 self.lines.append(line)
-            ingest.commit_run(self._facts.options.ledger, self._facts.options.config, run)
+            self._hand_over(run)
+        except RunRefusedError as e:
+            self._keep(run, describe(e), is_final=True)
         except Exception as e:  # noqa: BLE001 - metering never breaks the run
             self._keep(run, describe(e))
         else:
+            self._is_recorded = True
             if self._mark is not None:
                 self._mark.remove()
+            if self._facts.options.remote is None:  # else the daemon over there tells
+                from spendmeter import notices
 
-    def _keep(self, run: FinishedRun, why: str) -> None:
+                self.lines += notices.after_run(self._facts.options.ledger, self._facts.options.config)
+
+    def _hand_over(self, run: FinishedRun) -> None:
+        options = self._facts.options
+        if options.remote is None:
+            from spendmeter import ingest
+
+            ingest.commit_run(options.ledger, options.config, run)
+        else:
+            from spendmeter.runner import remote
+
+            remote.commit_run(options.remote, run)
+
+    def _keep(self, run: FinishedRun, why: str, *, is_final: bool = False) -> None:
+        """Keeps *run* for later; where that *is_final*, nobody tries again by himself."""
         from spendmeter.runner import spool
 
         try:
             path = spool.write_pending(self._folders(), run)
+            kept = f"set aside as {spool.set_aside(path)}" if is_final else f"kept in {path} for the next spendmeter command"
         except OSError as e:
             self.lines.append(f"this run was not recorded: {why}; nor could it be kept for later: {describe(e)}")
         else:
             if self._mark is not None and self._mark.path != path:
                 self._mark.remove()
-            self.lines.append(f"this run was not recorded yet: {why}; kept in {path} for the next spendmeter command")
+            self.lines.append(f"this run was not recorded yet: {why}; {kept}")
 
     def _folders(self) -> list[Any]:
-        from spendmeter.runner import recover
+        from spendmeter.runner import recover, spool
 
-        return recover.folders(self._facts.options.ledger, self._facts.options.config, self._facts.env)
+        options = self._facts.options
+        if options.remote is not None:
+            return spool.spool_dirs(options.remote, self._facts.env)
+        return recover.folders(options.ledger, options.config, self._facts.env)
 
     def _update_mark(self) -> None:
         if self._mark is not None:

@@ -40,17 +40,6 @@ def is_group_alive(group: int) -> bool:
     return not pids or any(not _is_zombie(pid) for pid in pids)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process *pid* exists, be it another user's."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def send(pid: int, number: int) -> bool:
     """Sends a signal (0 = only look) to *pid*, or to group ``-pid``; whether anyone was there."""
     try:
