@@ -245,3 +245,22 @@ def test_it_works_without_scripts(chromium: Any, daemon: procs.Daemon, ledger: L
     with urllib.request.urlopen(page.url, timeout=10) as answer:
         assert answer.status == 200
     seen.check()
+
+
+def test_tables_may_go_by_tokens_and_a_filter_stays_in_the_address(chromium: Any, daemon: procs.Daemon, ledger: Ledger) -> None:
+    """The tasks that used most tokens first; a click on a name narrows all that is shown, back undoes it."""
+    load(ledger)
+    seen = Seen(chromium, daemon.url)
+    page = seen.open("/?period=all")
+    page.get_by_role("link", name="tokens", exact=True).click()
+    page.wait_for_url("**sort=tokens**")
+    wanted = [r.keys[0] for r in sorted(report(ledger, ["task"]).rows, key=lambda r: -r.amounts.tokens)]
+    assert page.locator("#t-task ~ tbody th").all_inner_texts() == wanted
+    page.locator("#t-task ~ tbody a").first.click()
+    page.wait_for_url(f"**task={wanted[0]}**")
+    assert page.locator("#t-task ~ tbody tr").count() == 1
+    row = next(r for r in report(ledger, ["task"]).rows if r.keys[0] == wanted[0])
+    assert page.locator("dd.big", has_text=f"{row.amounts.tokens_out:,}").count() == 1
+    page.go_back()
+    assert page.locator("#t-task ~ tbody tr").count() == len(wanted)
+    seen.check()

@@ -13,7 +13,8 @@ from spendmeter.ledger.query import Where
 from spendmeter.server.problems import BadFieldError
 
 PERIODS = {"today": "Today", "week": "Last 7 days", "month": "This month", "all": "All time"}
-FILTERS = ("agent", "task", "model", "cli", "outcome")
+FILTERS = ("agent", "task", "model", "cli", "repo", "outcome")
+SORTS = {"cost": "cost", "tokens": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class Asked:
     task: str | None = None
     model: str | None = None
     cli: str | None = None
+    repo: str | None = None
     outcome: str | None = None
+    sort: str | None = None
     tz: str | None = None
 
     @classmethod
@@ -33,11 +36,13 @@ class Asked:
         """Those in *params*; what is unknown is passed over.
 
         Raises:
-            BadFieldError: a period or zone that is none.
+            BadFieldError: a period, order or zone that is none.
         """
         asked = cls(**{f.name: params[f.name] for f in fields(cls) if params.get(f.name)})
         if asked.period is not None and asked.period not in PERIODS:
             raise BadFieldError("period", f"not one of {', '.join(PERIODS)}")
+        if asked.sort is not None and asked.sort not in SORTS:
+            raise BadFieldError("sort", f"not one of {', '.join(SORTS)}")
         try:
             zone(asked.zone)
         except LedgerError as e:
@@ -66,7 +71,7 @@ class Asked:
 
     def filtered(self, since_ms: int | None = None) -> Where:
         """As the ledger is asked, from *since_ms* on."""
-        return Where(since_ms, agent=self.agent, task=self.task, model=self.model, cli=self.cli, outcome=self.outcome)
+        return Where(since_ms, **self.filters)  # type: ignore[arg-type]
 
     def since_ms(self, period: str) -> int | None:
         """When *period* began; None for all time."""

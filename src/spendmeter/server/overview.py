@@ -16,7 +16,7 @@ from spendmeter.server.asked import PERIODS, Asked
 ROWS = 10  # of a table; what is beyond is added up
 RUNS = 12
 BUDGETS = 8
-TABLES = {"agent": "By agent", "task": "By task", "model": "By model", "outcome": "By outcome"}
+TABLES = {"agent": "By agent", "task": "By task", "model": "By model", "repo": "By repository", "outcome": "By outcome"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Usage by one dimension, the dearest first; ``rest`` adds up *more* further rows."""
+    """Usage by one dimension, the greatest first; ``rest`` adds up *more* further rows."""
 
     by: str
     title: str
@@ -70,7 +70,7 @@ def overview(ledger: Ledger, asked: Asked) -> Overview:
     empty = not sums["all"].runs and (not asked.filters or not runs(ledger, Where(), 1))
     return Overview(
         period, tuple(Card(p, label, sums[p]) for p, label in PERIODS.items()), sums[period], chart,
-        tuple(_table(ledger, by, title, where) for by, title in TABLES.items()), tuple(runs(ledger, where, RUNS)), facts, empty,
+        tuple(_table(ledger, by, title, where, asked.sort) for by, title in TABLES.items()), tuple(runs(ledger, where, RUNS)), facts, empty,
         *_budgets(ledger),
     )  # fmt: skip
 
@@ -81,9 +81,10 @@ def _budgets(ledger: Ledger) -> tuple[tuple[State, ...], int]:
     return tuple(found[:BUDGETS]), max(0, len(found) - BUDGETS)
 
 
-def _table(ledger: Ledger, by: str, title: str, where: Where) -> Table:
+def _table(ledger: Ledger, by: str, title: str, where: Where, sort: str | None) -> Table:
     found = report(ledger, [by], where=where)
+    rows = sorted(found.rows, key=lambda r: -r.amounts.tokens) if sort == "tokens" else found.rows
     rest = NOTHING
-    for row in found.rows[ROWS:]:
+    for row in rows[ROWS:]:
         rest = rest.plus(row.amounts)
-    return Table(by, title, found.rows[:ROWS], rest, max(0, len(found.rows) - ROWS), found.total)
+    return Table(by, title, tuple(rows[:ROWS]), rest, max(0, len(rows) - ROWS), found.total)
