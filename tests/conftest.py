@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from tests.made import Made, empty
+from tests.pg import Server
 
 
 @pytest.fixture(autouse=True)
@@ -40,29 +39,27 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL that lives as long as the tests; skipped where there is none."""
-    found = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is missing: apt-get install postgresql")
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="spendmeter-pg-", dir="/tmp"))
-    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
+def server() -> Iterator[Server]:
+    """A PostgreSQL that lives as long as the tests; skipped where there is none."""
+    made = Server()
+    yield made
+    made.remove()
 
-    def call(name: str, *args: str) -> None:
-        words = [*user, str(found / name), "-D", str(folder / "data"), *args]
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
 
-    call("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
-    call("pg_ctl", "-w", "-o", f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off", "start")
-    try:
-        yield f"postgresql://postgres@/postgres?host={folder}"
-    finally:
-        call("pg_ctl", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+@pytest.fixture(scope="session")
+def postgres(server: Server) -> str:
+    """URL of a database that tests share, one after the other."""
+    return server.url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Gives the URL of another place without any table at each call, on each kind of database."""
+    if request.param == "sqlite":
+        numbers = count()
+        return lambda: f"sqlite:///{tmp_path / f'{next(numbers)}.db'}"
+    server: Server = request.getfixturevalue("server")
+    return server.database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

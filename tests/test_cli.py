@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -29,6 +28,8 @@ from spendmeter.cli.app import LazyGroup
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
+from spendmeter.server import daemon
+from spendmeter.server.auth import Access
 
 RUNS = Path(__file__).parent / "fixtures" / "runs" / "claude"
 SINGLE = RUNS / "json-single"
@@ -411,13 +412,14 @@ def test_a_dead_wrappers_run_that_cannot_be_recorded_does_not_stop_a_report(fill
 
 def test_serve_hands_its_flags_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger is opened first, so that a bad one is told before anything listens."""
-    seen: list[tuple[str, int]] = []
-    fake = ModuleType("spendmeter.server")
-    fake.run = lambda settings, host, port, config: seen.append((host, port))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spendmeter.server", fake)
+    seen: list[tuple[str, int, Access]] = []
+    monkeypatch.setattr(daemon, "run", lambda settings, host, port, config, access: seen.append((host, port, access)))
     done("serve", "--port", "1234")
+    done("serve", "--host", "::", "--require-token", "--tls-cert", "a", "--tls-key", "b", "--proxy", "10.0.0.7", "--proxy", "fd00::/8")
+    done("serve", "--insecure-no-token")
     assert call("--ledger", "nonsense", "serve").exit_code == 1
-    assert seen == [("127.0.0.1", 1234)]
+    doors = Access(require_token=True, tls=(Path("a"), Path("b")), proxies=("10.0.0.7", "fd00::/8"))
+    assert seen == [("127.0.0.1", 1234, Access()), ("::", 9464, doors), ("127.0.0.1", 9464, Access(insecure=True))]
 
 
 def test_serve_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

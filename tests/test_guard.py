@@ -437,7 +437,7 @@ def test_a_check_within_budget_tells_the_one_that_is_nearest(ask: Callable[..., 
     for words in (["--agent", "developer", "--task", "T-1"], ["--agent", "new"]):
         done = ask(*words)
         assert (done.exit_code, done.stderr, done.stdout.count("\n")) == (0, "", 1)
-        assert done.stdout.startswith("within budget: 2 budgets cover it; nearest its limit is month, $7.00 of $10.00 left until 20")
+        assert done.stdout.startswith("within 2 budgets; nearest its limit is month, $7.00 of $10.00 left until 20")
         assert done.stdout.endswith(" Europe/Berlin\n")
 
 

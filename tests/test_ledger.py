@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ from tests.runs import FIELDS, Chain, all_chains, chains
 CHAINS = chains()
 EVERY = all_chains()
 TAGS = Tags("dev", "T-1")
+NewUrl = Callable[[], str]
+
+
+@pytest.fixture
+def ledger(both: Ledger) -> Ledger:
+    return both
 
 
 def sums(ledger: Ledger) -> dict[str, int]:
@@ -68,13 +75,13 @@ def test_every_captured_run_is_exact_through_the_ledger(chain: Chain, ledger: Le
     assert verify(ledger) == []
 
 
-def test_order_of_sources_does_not_matter(tmp_path: Path) -> None:
+def test_order_of_sources_does_not_matter(new_url: NewUrl) -> None:
     """The resume chain ingested in eight random orders gives one and the same ledger."""
     chain = next(c for c in CHAINS if "resume" in c.name)
     paths = [str(p) for p in [*chain.stdouts(), *chain.files()]]
     found = []
     for seed in range(8):
-        ledger = Ledger(Settings(f"sqlite:///{tmp_path / f'{seed}.db'}", settle_s=3600))
+        ledger = Ledger(Settings(new_url(), settle_s=3600))
         random.Random(seed).shuffle(paths)
         for path in paths:
             ingest.ingest_paths(ledger, [path], tags=TAGS)
@@ -136,16 +143,16 @@ def test_a_fall_becomes_a_debit(ledger: Ledger) -> None:
     assert verify(ledger) == []
 
 
-def test_usage_is_counted_once_it_is_settled(tmp_path: Path) -> None:
+def test_usage_is_counted_once_it_is_settled(new_url: NewUrl) -> None:
     """Stdout alone is in reports at once and in the counters after ``settle`` seconds; with its files at once."""
     chain = next(c for c in CHAINS if c.name.endswith("json-single"))
-    ledger = Ledger(Settings(f"sqlite:///{tmp_path / 'l.db'}", settle_s=60))
+    ledger = Ledger(Settings(new_url(), settle_s=60))
     ingest.ingest_paths(ledger, [str(chain.stdouts()[0])], tags=TAGS)
     chain.check(sums(ledger))
     assert counters(ledger) == {}
     ledger.settle(int(time.time() * 1000) + 61_000)
     assert counters(ledger)["spendmeter.tokens_in", '["dev","claude","claude-sonnet-4-5-20250929"]'] == sums(ledger)["tokens_in"]
-    other = Ledger(Settings(f"sqlite:///{tmp_path / 'o.db'}", settle_s=60))
+    other = Ledger(Settings(new_url(), settle_s=60))
     ingest.ingest_paths(other, [str(p) for p in [*chain.stdouts(), *chain.files()]], tags=TAGS)
     assert counters(other)
     ledger.close()
@@ -172,9 +179,9 @@ def writer(url: str, paths: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_parallel_writers_lose_and_double_nothing(new_url: NewUrl) -> None:
     """Four processes ingest the same runs at once, each in its own order: the truth once."""
-    url = f"sqlite:///{tmp_path / 'l.db'}"
+    url = new_url()
     picked = [c for c in CHAINS if "resume" in c.name or "subagent" in c.name]
     paths = [str(p) for c in picked for p in [*c.stdouts(), *c.files()]]
     running = []
@@ -192,9 +199,9 @@ def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay_ms", [0, 15, 40, 90, 160, 300])
-def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, delay_ms: int) -> None:
+def test_kill_9_in_the_middle_loses_and_doubles_nothing(new_url: NewUrl, delay_ms: int) -> None:
     """A writer killed at any moment leaves whole commits; going on from there gives the truth."""
-    url = f"sqlite:///{tmp_path / 'l.db'}"
+    url = new_url()
     chain = next(c for c in CHAINS if "resume" in c.name)
     paths = [str(p) for p in [*chain.stdouts(), *chain.files()]]
     victim = writer(url, paths)
@@ -253,9 +260,9 @@ def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"these are my notes")
 
 
-def test_a_newer_schema_is_not_touched(tmp_path: Path) -> None:
+def test_a_newer_schema_is_not_touched(new_url: NewUrl) -> None:
     """A ledger that a newer spendmeter has migrated is refused, with what to do."""
-    settings = Settings(f"sqlite:///{tmp_path / 'l.db'}")
+    settings = Settings(new_url())
     made = Ledger(settings)
     with made.write() as conn:
         conn.exec_driver_sql("update alembic_version set version_num = '9999'")

@@ -247,9 +247,25 @@ def test_what_the_session_had_used_before_is_no_part_of_the_run(tmp_path: Path, 
     assert run.tokens() == 7
 
 
+def test_every_process_that_a_script_starts_counts(tmp_path: Path) -> None:
+    """Two of them go on in one older session and print a result each: all of it is of this run, and nothing older."""
+    run = Growing(tmp_path, AT_10_ON_THE_22ND + 30_000)
+    append(run.path, row("a", 5000, "00:00"))
+    run.begin("--resume", ID)
+    stream = Stream("claude", "run")
+    for name, used, whole, at in (("b", 7, 5007, "00:40"), ("c", 11, 5018, "00:55")):
+        prompt = {"type": "queue-operation", "operation": "enqueue", "sessionId": ID, "timestamp": f"2026-11-22T10:{at}Z"}
+        append(run.path, json.dumps(prompt).encode() + b"\n" + row(name, used, at))
+        told = {"modelUsage": {"claude-sonnet-4-5": {"inputTokens": whole}}, "usage": {"input_tokens": used}, "subtype": "success"}
+        stream.feed(json.dumps({"type": "result", "session_id": ID, "uuid": name, **told}).encode() + b"\n")
+    found = run.live.reading(stream, 1, {ID})
+    assert found is not None
+    assert found.tokens == 18
+
+
 def test_calls_that_a_fork_repeats_without_saying_whose_they_are_count_for_its_parent(tmp_path: Path) -> None:
     """Older versions: what was spent before the fork ends no run."""
-    run = Growing(tmp_path, AT_10_ON_THE_22ND + 30_000)
+    run = Growing(tmp_path)
     append(run.path, row("a", 5000, "00:00"))
     run.begin("--resume", ID, "--fork-session")
     append(run.path.with_name(f"{FORK}.jsonl"), row("a", 5000, "00:00", FORK) + row("b", 7, "00:40", FORK))

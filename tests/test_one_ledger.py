@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from spendmeter.ledger.verify import verify
 from spendmeter.parsers import read
 from spendmeter.reconcile.book import Book
 from spendmeter.records import Tags
+from tests import made
+from tests.pg import Server
 from tests.runs import Chain, chains, world_total
 from tests.test_ledger import dump
 
@@ -30,6 +33,12 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "l.db"
     Ledger(Settings(f"sqlite:///{path}")).close()
     return path
+
+
+@pytest.fixture(scope="module")
+def pair(server: Server) -> tuple[str, str]:
+    """URLs of two ledgers on PostgreSQL, to be emptied for each use."""
+    return server.database(), server.schema()
 
 
 def texts(chain: Chain) -> list[Path]:
@@ -54,11 +63,10 @@ def test_a_source_that_ends_at_any_line_adds_nothing_to_the_whole(chain: Chain) 
 
 
 class World:
-    """A ledger of its own, and the sources copied so that they can be torn."""
+    """An empty ledger, and the sources copied so that they can be torn."""
 
-    def __init__(self, folder: Path, empty: Path, sources: list[Path]) -> None:
-        shutil.copy(empty, folder / "l.db")
-        self.ledger = Ledger(Settings(f"sqlite:///{folder / 'l.db'}", settle_s=3600))
+    def __init__(self, folder: Path, url: str, sources: list[Path]) -> None:
+        self.ledger = Ledger(Settings(url, settle_s=3600))
         self.files = {}
         for i, path in enumerate(sources):
             below = path.parts[path.parts.index("home") :] if "home" in path.parts else (path.name,)
@@ -80,17 +88,13 @@ class World:
             self.ledger.close()
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_order_repetition_and_tearing_end_in_one_ledger(
-    data: st.DataObject, empty: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Files taken in while they grow, torn at any byte, in any order, some of them again: the ledger of reading each once, whole."""
+def ends_in_one_ledger(data: st.DataObject, urls: Iterable[str], folders: pytest.TempPathFactory) -> None:
+    """Takes the sources of one chain into two ledgers, each once and then anyhow, and compares."""
     chain = data.draw(st.sampled_from(CHAINS))
     sources = texts(chain)
     steps = [(p, data.draw(st.floats(0, 1))) for p in data.draw(st.lists(st.sampled_from(sources), max_size=4))] if sources else []
     order = data.draw(st.permutations([*steps, *((p, 1.0) for p in sources)]))
-    worlds = [World(tmp_path_factory.mktemp("w"), empty, sources) for _ in range(2)]
+    worlds = [World(folders.mktemp("w"), url, sources) for url in urls]
     for source in sources:
         worlds[0].take(source, 1.0)
     for source, upto in order:
@@ -98,3 +102,26 @@ def test_any_order_repetition_and_tearing_end_in_one_ledger(
     for source in sources:  # whatever was torn last is whole in the end
         worlds[1].take(source, 1.0)
     assert worlds[1].close() == worlds[0].close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_order_repetition_and_tearing_end_in_one_ledger(
+    data: st.DataObject, empty: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Files taken in while they grow, torn at any byte, in any order, some of them again: the ledger of reading each once, whole."""
+    copies = [shutil.copy(empty, tmp_path_factory.mktemp("l") / "l.db") for _ in range(2)]
+    ends_in_one_ledger(data, [f"sqlite:///{path}" for path in copies], tmp_path_factory)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_order_ends_in_one_ledger_on_postgresql_too(
+    data: st.DataObject, pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As on SQLite."""
+    for url in pair:
+        ledger = Ledger(Settings(url))
+        made.empty(ledger)
+        ledger.close()
+    ends_in_one_ledger(data, pair, tmp_path_factory)

@@ -186,7 +186,7 @@ def test_a_stopped_run_is_ended(runs: Runs) -> None:
     until(lambda: runs.log.exists() and runs.told()[-1]["cost_nusd"] >= CAP_USD * 10**9, 60)
     os.kill(int(runs.told()[-1]["pid"]), signal.SIGSTOP)
     out, err = run.communicate(timeout=20)
-    runs.ended(subprocess.CompletedProcess([], run.returncode, out, err))
+    assert runs.ended(subprocess.CompletedProcess([], run.returncode, out, err))["signal"] == signal.SIGINT
 
 
 def test_a_resumed_session_counts_only_its_new_calls(runs: Runs) -> None:
@@ -253,6 +253,15 @@ def test_limits_that_cannot_be_watched_leave_the_run_alone(runs: Runs) -> None:
     first, *rest = done.stderr.decode().splitlines()
     assert done.returncode == 0
     assert first.startswith("spendmeter: run: its limits are not watched: PriceError: ")
+    assert ["this run was not recorded yet" in line for line in rest] == [True]
+
+
+def test_a_limit_without_what_counting_needs_leaves_the_run_alone(tmp_path: Path) -> None:
+    """A package is missing: said at once, while the run goes on to its own end."""
+    done = Wrapper(tmp_path).run("sh", "-c", "sleep 2; exit 7", flags=CAPPED, env={"FAKE_INGEST": "import"})
+    first, *rest = done.stderr.decode().splitlines()
+    assert done.returncode == 7
+    assert first == "spendmeter: run: its limits are not watched: ImportError: No module named 'sqlalchemy'"
     assert ["this run was not recorded yet" in line for line in rest] == [True]
 
 

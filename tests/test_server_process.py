@@ -162,7 +162,7 @@ def test_a_taken_port_is_one_line(url: str) -> None:
 )
 def test_what_hinders_the_start_is_one_line(url: str, flag: str, value: str, why: str) -> None:
     """And exit code 1."""
-    code, said = serve(url, "--port", "0", flag, value)
+    code, said = serve(url, "--port", "0", "--insecure-no-token", flag, value)
     assert (code, len(said)) == (1, 1)
     assert why in said[0]
 

@@ -18,7 +18,9 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "metrics": ("zero_first", "settle", "task_ttl", "max_tasks"),
     "budgets": ("file", "on_error", "grace"),
     "plans": ("keep",),
+    "retention": ("calls",),
     "prices": ("file",),
+    "privacy": ("emails", "paths"),
 }
 _ALSO = {"SPENDMETER_BUDGETS_FILE": ("SPENDMETER_BUDGETS",)}  # other names of a variable
 
@@ -37,6 +39,9 @@ class Settings:
     budgets_block_on_error: bool = False  # what `run` does where its budgets cannot be checked: start all the same, or not
     budgets_grace_s: float = 0.6  # between the signals that end a run over its limit
     plans_keep: int = 50
+    retention_calls_s: float | None = None  # sessions quiet for so long may be closed; None: none is
+    privacy_emails: str = "hash"  # e-mail addresses in labels of metrics: hash, keep or drop
+    privacy_paths: str = "basename"  # absolute paths there: basename, keep or drop
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,12 @@ class _Sources:
         return self.raw.get(section, {}).get(key), f"{self.path}: [{section}] {key}"
 
     def seconds(self, section: str, key: str, default: float) -> float:
+        found = self.optional_seconds(section, key)
+        return default if found is None else found
+
+    def optional_seconds(self, section: str, key: str) -> float | None:
         value, where = self.get(section, key)
-        if value is None:
-            return default
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(value).strip())
-        if not match:
-            raise ConfigError(f'{where} "{value}" is not a duration; write seconds or e.g. "90s", "15m", "12h", "7d"')
-        return float(match[1]) * _UNITS[match[2]]
+        return None if value is None else duration_s(str(value), where)
 
     def whole(self, section: str, key: str, default: int) -> int:
         value, where = self.get(section, key)
@@ -89,6 +93,18 @@ class _Sources:
         return path
 
 
+def duration_s(text: str, where: str) -> float:
+    """The seconds that *text* says, in seconds or with a unit; *where* it stands is for the error.
+
+    Raises:
+        ConfigError: it is no duration.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not match:
+        raise ConfigError(f'{where} "{text}" is not a duration; write seconds or e.g. "90s", "15m", "12h", "7d"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
 def load(config: str | None = None, ledger: str | None = None, env: Mapping[str, str] | None = None) -> Settings:
     """Settings of the file *config* (else ``SPENDMETER_CONFIG``), the environment and the flag *ledger*.
 
@@ -109,6 +125,9 @@ def load(config: str | None = None, ledger: str | None = None, env: Mapping[str,
         budgets_block_on_error=src.one_of("budgets", "on_error", ("allow", "block")) == "block",
         budgets_grace_s=src.seconds("budgets", "grace", 0.6),
         plans_keep=src.whole("plans", "keep", 50),
+        retention_calls_s=src.optional_seconds("retention", "calls"),
+        privacy_emails=src.one_of("privacy", "emails", ("hash", "keep", "drop")),
+        privacy_paths=src.one_of("privacy", "paths", ("basename", "keep", "drop")),
     )
 
 

@@ -7,7 +7,9 @@
     ├── PriceError    a price table is malformed
     ├── LedgerError   the ledger cannot be opened, read or written
     ├── ConfigError   a setting is missing, unknown or out of range
-    └── ExportError   an endpoint refused what was sent
+    ├── ExportError   an endpoint refused what was sent
+    └── RemoteError   a central daemon did not take a run
+        └── RunRefusedError   and never will
 
 A message says where, what was seen, what was expected and what to do. It never holds text of a prompt or an answer.
 """
@@ -37,3 +39,11 @@ class ConfigError(SpendmeterError):
 
 class ExportError(SpendmeterError):
     """An OTLP endpoint could not take what was sent; the spool keeps it."""
+
+
+class RemoteError(SpendmeterError):
+    """A central daemon did not take a run; names its URL, what it answered and what to do. The run is kept."""
+
+
+class RunRefusedError(RemoteError, ValueError):
+    """A central daemon will never take a run as it is. The run is set aside."""

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 from spendmeter.config import Settings, load
 from spendmeter.errors import ParseError
-from spendmeter.ledger import Batch, Ledger, Process, now_ms
+from spendmeter.ledger import Batch, Committed, Ledger, Process, now_ms
 from spendmeter.ledger.costing import Prices
 from spendmeter.parsers import CHUNK, Stream, is_database, names, places, places_of, read_file
 from spendmeter.parsers.scan import CUT_SHORT
@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 FLUSH = 20_000  # observations per transaction
 GROWING_MS = 60_000  # a file written so lately may have its last line still to come
 Progress = Callable[[int, int], None]
+
+
+class Sink(Protocol):
+    """Where sources go: a ledger, or a daemon that has one."""
+
+    def commit(self, batch: Batch) -> Committed:
+        """Takes *batch* in one transaction; again changes nothing."""
+
+    def source_digest(self, path: str) -> tuple[str, str] | None:
+        """What is remembered of a source that was read to its end."""
 
 
 @dataclass
@@ -55,7 +65,7 @@ class Result:
 class _Pending:
     """Observations of several sources that go into one transaction."""
 
-    ledger: Ledger
+    ledger: Sink
     result: Result
     observations: list[Observation] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -74,7 +84,7 @@ class _Pending:
         self.observations, self.claims, self.sources, self.seen_ms = [], [], [], None
 
 
-def ingest_paths(ledger: Ledger, paths: Sequence[str], *, cli: str | None = None, tags: Tags | None = None) -> Result:
+def ingest_paths(ledger: Sink, paths: Sequence[str], *, cli: str | None = None, tags: Tags | None = None) -> Result:
     """Reads files and folders of any known format, "-" for standard input, and commits them.
 
     Args:
@@ -221,7 +231,7 @@ def commit_run(ledger_url: str | None, config: str | None, run: FinishedRun) -> 
     found = _ready.pop((ledger_url, config), None)
     ledger = found.ledger if found and found.ledger else Ledger(load(config, ledger_url))
     try:
-        batch, key = _run_batch(run)
+        batch, key = run_batch(run)
         ledger.commit(batch)
     finally:
         ledger.close()
@@ -230,7 +240,7 @@ def commit_run(ledger_url: str | None, config: str | None, run: FinishedRun) -> 
 
 def commit_finished(ledger: Ledger, run: FinishedRun) -> set[int]:
     """As ``commit_run``, into an open ledger; the ids of the sessions that it touched."""
-    return set(ledger.commit(_run_batch(run)[0]).sessions)
+    return set(ledger.commit(run_batch(run)[0]).sessions)
 
 
 @dataclass(slots=True)
@@ -245,8 +255,11 @@ class Ready:
 _ready: dict[tuple[str | None, str | None], Ready] = {}
 
 
-def prepare(ledger_url: str | None, config: str | None) -> None:
+def prepare(ledger_url: str | None, config: str | None, *, opens: bool = True) -> None:
     """Warms the price table and opens the ledger for a ``commit_run`` to come, while the child still runs.
+
+    Args:
+        opens: False where no ledger is written, so that there are prices alone.
 
     Raises:
         LedgerError, ConfigError, PriceError: as ``commit_run`` will.
@@ -255,6 +268,8 @@ def prepare(ledger_url: str | None, config: str | None) -> None:
     prices = PriceTable.load(settings.prices_file)
     prices.price("claude-sonnet-4-5", Usage(tokens_in=1), None)
     _ready[ledger_url, config] = made = Ready(settings, prices)
+    if not opens:
+        return
     made.ledger = Ledger(settings, prices)
     made.ledger.settle()
 
@@ -272,7 +287,8 @@ class Told(NamedTuple):
     last: dict[str, int]
 
 
-def _run_batch(run: FinishedRun) -> tuple[Batch, str]:
+def run_batch(run: FinishedRun) -> tuple[Batch, str]:
+    """A wrapped run as one transaction, its files read now, and the run's key."""
     return batch_of(run, [read_from(path, run.cli, offset) for path, offset in run.files])
 
 

@@ -62,14 +62,14 @@ def part(name: str) -> str:
 class Daemon:
     """``spendmeter serve`` that can be killed and started again."""
 
-    def __init__(self, env: Mapping[str, str], log: Path) -> None:
-        self.env, self.log, self.port = dict(env), log, free_port()
+    def __init__(self, env: Mapping[str, str], log: Path, *flags: str) -> None:
+        self.env, self.log, self.port, self._flags = dict(env), log, free_port(), flags
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "spendmeter", "serve", "--port", str(self.port)]
+            command = [sys.executable, "-m", "spendmeter", "serve", "--port", str(self.port), *self._flags]
             self._process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         wait_for(lambda: get(f"{self.url}/healthz"), 30, f"serve answers; see {self.log.read_text()[-500:]}")
 

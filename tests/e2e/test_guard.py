@@ -17,9 +17,11 @@ from sqlalchemy import func, select
 from tests.fakecli.harness import CASES, CLAUDE, Wrapper, until
 from tests.replay import clone
 
+from spendmeter.budgets import Subject
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger, now_ms, reservations
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.reservations import Reservation
 from spendmeter.ledger.verify import verify
 from spendmeter.records import usd
 from spendmeter.runner.recover import recover
@@ -32,8 +34,8 @@ RUN = ("--agent", "heartbeat-3", "--task", "T-1")
 ROOM = 10
 STARTS = 100
 REFUSED = re.compile(
-    rb"spendmeter: run not started: (?:over budget headless: \$0\.13 of \$0\.13 spent in all|budget headless has no room: \$0\.\d\d of \$0\.13 spent"
-    rb"(?:, \$0\.\d\d reserved by \d+ runs?)?, a run of heartbeat-3 takes about \$0\.01)\n"
+    rb"spendmeter: run not started: (?:over budget headless: \$0\.13 of \$0\.13 spent in all"
+    rb"|budget headless has no room: \$0\.\d\d of \$0\.13 spent(?:, [^,]+ by \d+ runs?)?, a run of heartbeat-3 takes about \$0\.01)\n"
 )
 LATE = b"spendmeter: this run was not recorded yet: the ledger did not answer in time"  # it ended while the machine was too busy
 Run = subprocess.Popen[bytes]
@@ -41,12 +43,17 @@ Run = subprocess.Popen[bytes]
 
 @pytest.fixture
 def wrapper(tmp_path: Path) -> Wrapper:
+    return made_wrapper(tmp_path)
+
+
+def made_wrapper(folder: Path) -> Wrapper:
     """A budget that has room for ten more runs like the one that is in its ledger."""
-    made = Wrapper(tmp_path, real=True)
+    folder.mkdir(exist_ok=True)
+    made = Wrapper(folder, real=True)
     limit = usd(COST_NUSD * (1 + ROOM))
     text = f"budgets:\n  - {{name: headless, match: {{agent: 'heartbeat*'}}, period: total, limit_usd: {limit}, action: block}}\n"
-    (tmp_path / "budgets.yaml").write_text(text)
-    made.env["SPENDMETER_BUDGETS"] = str(tmp_path / "budgets.yaml")
+    (folder / "budgets.yaml").write_text(text)
+    made.env["SPENDMETER_BUDGETS"] = str(folder / "budgets.yaml")
     assert made.run(CLAUDE, "-p", "x", flags=RUN, env={"FAKE_CASE": str(CASE)}).returncode == 0
     return made
 
@@ -111,6 +118,25 @@ def test_killing_half_of_those_under_way_lets_as_many_in(wrapper: Wrapper, ledge
         assert sum(run.poll() is None for run in runs) == ROOM
     assert held(ledger) == 0
     assert spent(ledger)[0] == COST_NUSD
+
+
+def test_a_busy_ledger_is_waited_for_as_long_as_it_gets_on(tmp_path: Path) -> None:
+    """15 s without any progress and the budgets cannot be checked; a writer that comes in between makes it worth waiting on."""
+    stuck, busy = (made_wrapper(tmp_path / name) for name in ("stuck", "busy"))
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(closing(Ledger(Settings(w.ledger)))) for w in (stuck, busy)]
+        stack.enter_context(opened[0].write())
+        with opened[1].write() as conn:
+            runs = [w.start("sh", "-c", "exit 7", flags=RUN, env={"SPENDMETER_BUDGETS_ON_ERROR": "block"}) for w in (stuck, busy)]
+            time.sleep(8)
+            reservations.put(conn, Reservation("f" * 32, Subject("heartbeat-9"), now_ms(), 0, 0), now_ms())
+        with opened[1].write():
+            time.sleep(10)
+        said = [run.communicate(timeout=60)[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [3, 7]
+    assert said[0].startswith("spendmeter: run not started: its budgets cannot be checked: LedgerError: ledger sqlite:")
+    assert said[0].endswith("database is locked; another process held it for long; try again\n")
+    assert said[1] == ""
 
 
 def refused(runs: list[Run]) -> list[Run]:

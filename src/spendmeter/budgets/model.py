@@ -88,6 +88,10 @@ class Budget:
         """Whether a run of *subject* counts here, or may once the models that it calls are known."""
         return replace(self, match={key: patterns for key, patterns in self.match.items() if key != "model"}).covers(subject)
 
+    def value(self, subject: Subject) -> str | None:
+        """The value of ``per`` whose limit a run of *subject* counts for; None where it has none, or the budget no ``per``."""
+        return None if self.per is None else subject.get(self.per) or None
+
     def told(self, amount: int | None) -> Any:
         """*amount* for JSON: a decimal string of US dollars, else the number itself."""
         return usd_text(amount) if self.unit == "usd" else amount

@@ -15,6 +15,8 @@ COMMANDS = {
         "run": "Run a command, meter it, pass everything through.",
         "ingest": "Read what a CLI printed or wrote into the ledger.",
         "sync": "Find and read every known CLI's session files.",
+        "hook": "Read the session that a CLI's hook names, when the CLI calls it.",
+        "send": "Send the runs that wait for a central daemon.",
         "parse": "Print what a file tells, as JSON lines; no ledger is touched.",
     },
     "Look": {
@@ -31,12 +33,14 @@ COMMANDS = {
     },
     "Serve": {
         "serve": "Run the daemon: /metrics, API, web page, OTLP export.",
+        "mcp": "Serve agents the ledger as tools (MCP), on standard input and output.",
+        "token": "Make, list and revoke tokens for the daemon's doors.",
         "export": "Send metrics, spans and events by OTLP.",
         "dashboards": "Write Grafana dashboards, and what Grafana is to load.",
     },
     "Check": {
         "doctor": "Check the installation and say what to mend.",
-        "ledger": "Verify the ledger, or tell about it.",
+        "ledger": "Verify, copy or shrink the ledger, or tell about it.",
     },
 }
 

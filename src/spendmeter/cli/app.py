@@ -83,6 +83,21 @@ def console() -> Console | None:
     return Console(highlight=False)
 
 
+@contextlib.contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on standard error, moved by (done, all); None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("")
+        yield lambda done, all_: shown.update(task, completed=done, total=all_)
+
+
 def text(value: str) -> str:
     """*value* from argv, which may hold any bytes, as text that any database takes."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "�")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,11 +32,12 @@ def command(ctx: click.Context, tags: Tags | None, cli: str | None, model: str |
     from spendmeter.budgets import Subject
     from spendmeter.budgets.file import load
     from spendmeter.records import Tags
+    from spendmeter.runner.repo import name_here
 
     app, tags = ctx.ensure_object(App), tags or Tags()
     budgets = load(budgets_file(app))
     with app.ledger(needs_recovery=True) as ledger:
-        found = guard.check(ledger, budgets, Subject(tags.agent, tags.task, cli, model, repo or _repo(), tags.attrs))
+        found = guard.check(ledger, budgets, Subject(tags.agent, tags.task, cli, model, repo or name_here(), tags.attrs))
     if as_json:
         emit(found.as_dict())
     elif found.refusals:
@@ -47,19 +47,10 @@ def command(ctx: click.Context, tags: Tags | None, cli: str | None, model: str |
     ctx.exit(OVER_BUDGET if found.refusals else 0)
 
 
-def _repo() -> str | None:
-    from spendmeter.runner.repo import repo_of
-
-    try:
-        return repo_of(str(Path.cwd())).name
-    except OSError:  # the folder was removed
-        return None
-
-
 def _within(found: Check) -> str:
     from spendmeter.guard import verdict
 
     nearest = found.nearest
     if nearest is None:
         return "within budget: no budget covers it"
-    return f"within budget: {verdict.counted(len(found.states), 'budget')} cover it; nearest its limit is {verdict.left(nearest)}"
+    return f"within {verdict.counted(len(found.states), 'budget')}; nearest its limit is {verdict.left(nearest)}"

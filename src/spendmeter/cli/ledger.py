@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 
 import click
 
-from spendmeter.cli.app import App, as_json, emit, pass_app, say
+from spendmeter.cli.app import TEXT, App, as_json, bad, bar, emit, pass_app, say
+
+_LEAST_S = 86_400.0
 
 
 @click.group("ledger")
 def command() -> None:
-    """Verify the ledger, or tell about it."""
+    """Verify, copy or shrink the ledger, or tell about it."""
 
 
 @command.command("path")
@@ -58,3 +60,58 @@ def verify(ctx: click.Context, as_json: bool) -> None:
     if not as_json and not found:
         say("the ledger is as its facts say")
     ctx.exit(1 if found else 0)
+
+
+@command.command("copy")
+@click.option("--to", "url", metavar="URL", required=True, type=TEXT, help="An empty database, sqlite:///... or postgresql://...")
+@as_json
+@pass_app
+def copy(app: App, url: str, as_json: bool) -> None:
+    """Copy the whole ledger into another database.
+
+    Reports and counters go on from the copy. Stop what writes to the ledger first: what it records later is not in the copy.
+    """
+    from spendmeter.ledger.copying import copy as copy_to
+    from spendmeter.ledger.engine import safe
+
+    with app.ledger(needs_recovery=True) as ledger, bar("Copying rows") as progress:
+        done = copy_to(ledger, url, progress)
+    if as_json:
+        emit({"to": safe(url), **dataclasses.asdict(done)})
+    else:
+        say(f"copied {sum(done.rows.values())} rows to {safe(url)}; row counts and totals are equal")
+
+
+@command.command("retain")
+@click.option(
+    "--older", metavar="DURATION", type=TEXT, help="Close what has been quiet for so long, e.g. 400d; by default [retention] calls."
+)
+@click.option("--dry-run", is_flag=True, help="Only tell what would be closed.")
+@as_json
+@pass_app
+def retain(app: App, older: str | None, dry_run: bool, as_json: bool) -> None:
+    """Drop the single calls of sessions that ended long ago; no total changes.
+
+    Their runs, dated sums and counters stay. What a closed session uses later is not counted, but is told as a skip.
+    """
+    from spendmeter.ledger.retention import retain as close
+
+    older_s = _older_s(app, older)
+    with app.ledger(needs_recovery=True) as ledger:
+        done = close(ledger, int(older_s * 1000), dry_run=dry_run)
+    if as_json:
+        emit({"dry_run": dry_run, **done._asdict()})
+    else:
+        word = "to close" if dry_run else "closed"
+        say(f"sessions {word}: {done.sessions}, rows of their facts dropped: {done.facts}; no total changes")
+
+
+def _older_s(app: App, older: str | None) -> float:
+    from spendmeter.config import duration_s
+
+    found = app.settings.retention_calls_s if older is None else bad("--older", lambda: duration_s(older, "duration"))
+    if found is None:
+        raise click.UsageError('no age is given; write e.g. --older 400d, or in spendmeter.toml [retention] calls = "400d"')
+    if found < _LEAST_S:
+        raise click.BadParameter("less than 1d would close sessions that are still in use; write e.g. 400d", param_hint="--older")
+    return found

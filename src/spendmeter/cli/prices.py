@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,8 +92,6 @@ def _show(found: list[tuple[str, Rates]], caption: str) -> None:
 
 
 def _unknown(model: str, table: PriceTable) -> str:
-    names = list(table.models())
-    short = {n.rpartition("/")[2]: n for n in names}
-    near = [n for n in short if model.lower() in n][:3] or get_close_matches(model.lower(), list(short), 3, 0.6)
+    near = table.near(model)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f'no price for model "{model}"{hint or ";"} a price of your own goes into the override file, see docs/reference/prices.md'

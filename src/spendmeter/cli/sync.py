@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from spendmeter.cli.app import CLI, App, as_json, pass_app, say
+from spendmeter.cli.app import CLI, App, as_json, bar, pass_app, say
 from spendmeter.cli.homes import homes
 from spendmeter.cli.ingest import show
 from spendmeter.errors import ConfigError
@@ -42,24 +39,9 @@ def command(app: App, home: Path | None, clis: tuple[str, ...], watch: bool, as_
 def _once(ledger: Ledger, home: Path | None, clis: tuple[str, ...], *, as_json: bool = False) -> None:
     from spendmeter.ingest import sync
 
-    with _progress() as progress:
+    with bar("Reading sessions") as progress:
         result = sync(ledger, home=home, clis=clis, progress=progress)
     show(result, as_json=as_json)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("Reading sessions"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda done, all_: bar.update(task, completed=done, total=all_)
 
 
 def _watch(ledger: Ledger, home: Path | None, clis: tuple[str, ...]) -> None:

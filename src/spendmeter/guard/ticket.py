@@ -9,6 +9,7 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from spendmeter.budgets import Budget, Subject
+from spendmeter.budgets.periods import MINUTE_MS
 from spendmeter.errors import LedgerError
 from spendmeter.guard import verdict
 from spendmeter.ledger import Ledger, budgeting, now_ms, reservations
@@ -97,7 +98,7 @@ class Ticket:
 
     def _state(self, conn: Connection, budget: Budget, subject: Subject, at: int, moved: int) -> State:
         """Where the budget stands by the ledger; summed up anew only if the ledger or the minute is another."""
-        key = (moved, at // 60_000, subject)
+        key = (moved, at // MINUTE_MS, subject)
         known = self._states.get(budget.name)
         if known is None or known[0] != key:
             known = self._states[budget.name] = (key, budgeting.state(conn, budget, subject, at))

@@ -16,7 +16,7 @@ from spendmeter.config import Settings
 from spendmeter.ledger import derive, posting, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.costing import Prices
-from spendmeter.ledger.engine import BUSY_MS, open_engine, patience, translated
+from spendmeter.ledger.engine import BUSY_MS, open_engine, patience, reconnecting, translated
 from spendmeter.ledger.store import Store, dump, upsert
 from spendmeter.records import Claim, Observation, Skip
 
@@ -124,33 +124,46 @@ class Ledger:
     def commit(self, batch: Batch) -> Committed:
         """Joins a batch into the ledger and brings totals and counters along, in one transaction.
 
-        Committing the same again changes nothing.
+        Committing the same again changes nothing, so it is tried again for some seconds where the connection is lost midway.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
         """
+        prices = self.prices  # loaded before the lock is taken
+
+        def once() -> Committed:
+            with self.write() as conn:
+                return self.commit_in(conn, batch, prices)
+
+        return reconnecting(once)
+
+    def commit_in(self, conn: Connection, batch: Batch, prices: Prices) -> Committed:
+        """As ``commit``, within a transaction of ``write`` that does more besides."""
         now = now_ms()
-        prices = self.prices
-        with self.write() as conn:
-            store = Store(conn, batch.seen_ms or now)
-            facts: Iterable[Observation | Claim] = [o for o in batch.observations if not isinstance(o, Skip)]
-            outer = self._outer(store, batch.processes)
-            store.add([*facts, *(c for c in batch.claims if (c.cli, c.session, c.run_key) not in outer)])
-            skipped = self._skip(conn, [o for o in batch.observations if isinstance(o, Skip)], now)
-            for process in batch.processes:
-                if (process.cli, process.session, process.run_key) not in outer:
-                    self._process(store, process)
-            store.flush()
-            for sid in store.with_file:
-                conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
-            touched = derive.affected(conn, store.grown) if store.grown else set()
-            changed = {sid for sid in sorted(touched) if self._derive(store, sid, prices, now, settled=batch.settled)}
-            if changed:
-                _note_move(conn, changed)
-            if batch.releases:
-                conn.execute(delete(t.reservations).where(t.reservations.c.run_id == batch.releases))
-            upsert(conn, t.sources, [{"path": path, "identity": mark, "digest": digest} for path, mark, digest in batch.sources])
-            self._settle(conn, now)
-            return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
+        store = Store(conn, batch.seen_ms or now)
+        facts: Iterable[Observation | Claim] = [o for o in batch.observations if not isinstance(o, Skip)]
+        outer = self._outer(store, batch.processes)
+        store.add([*facts, *(c for c in batch.claims if (c.cli, c.session, c.run_key) not in outer)])
+        skipped = self._skip(conn, [*(o for o in batch.observations if isinstance(o, Skip)), *store.late], now)
+        for process in batch.processes:
+            if (process.cli, process.session, process.run_key) not in outer:
+                self._process(store, process)
+        store.flush()
+        for sid in store.with_file:
+            conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
+        touched = derive.affected(conn, store.grown) if store.grown else set()
+        changed = {sid for sid in sorted(touched) if self._derive(store, sid, prices, now, settled=batch.settled)}
+        if changed:
+            _note_move(conn, changed)
+        if batch.releases:
+            conn.execute(delete(t.reservations).where(t.reservations.c.run_id == batch.releases))
+        upsert(conn, t.sources, [{"path": path, "identity": mark, "digest": digest} for path, mark, digest in batch.sources])
+        self._settle(conn, now)
+        return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
 
     def _derive(self, store: Store, sid: int, prices: Prices, now: int, *, settled: bool) -> bool:
+        if store.is_closed(sid):
+            return False
         derive.remember(store, sid)
         rows = derive.derive(store, sid, prices)
         if not derive.replace(store.conn, sid, rows):
@@ -210,16 +223,11 @@ class Ledger:
     def _settle(self, conn: Connection, now: int) -> None:
         for row in conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now)).all():
             sid = int(row.id)
-            runs = [dict(r._mapping) for r in conn.execute(select(t.runs).where(t.runs.c.session_id == sid))]
-            entries = [dict(r._mapping) for r in conn.execute(select(t.entries).where(t.entries.c.session_id == sid))]
+            runs, entries = derive.stored(conn, sid)
             over = posting.slots(conn, {(r["agent"], r["task"]) for r in runs}, now, self.settings)
             last = max(runs, key=lambda r: r["ended_ms"] or 0, default=None)
-            exemplar = (
-                dump({"trace_id": last["trace_id"], "span_id": last["span_id"], "task": posting.label(last["task"]), "at_ms": now})
-                if last
-                else None
-            )
-            posting.post(conn, sid, posting.amounts(runs, entries, over), now, self.settings, exemplar)
+            exemplar = dump(_exemplar(last, self.settings) | {"at_ms": now}) if last else None
+            posting.post(conn, sid, posting.amounts(runs, entries, over, self.settings), now, self.settings, exemplar)
             posting.enqueue(conn, sid, runs, entries)
             conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=None))
 
@@ -250,6 +258,10 @@ class Ledger:
             "unsettled": one[2],
             "bytes": size,
         }
+
+
+def _exemplar(run: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    return {"trace_id": run["trace_id"], "span_id": run["span_id"], "task": posting.label(run["task"], settings)}
 
 
 def _note_move(conn: Connection, changed: set[int]) -> None:

@@ -110,12 +110,12 @@ def states(ledger: Ledger, budgets: Budgets, at_ms: int, subject: Subject | None
         found = readings(ledger, conn, budgets.budgets, at_ms)
     if subject is None:
         return [state for reading in found for state in _standing(reading, held)]
-    return [_state(r, _value(r.budget, subject), _reserved(r.budget, held)) for r in found if r.budget.covers(subject)]
+    return [_state(r, r.budget.value(subject), _reserved(r.budget, held)) for r in found if r.budget.covers(subject)]
 
 
 def state(conn: Connection, budget: Budget, subject: Subject, at_ms: int) -> State:
     """*budget* as it stands for a run of *subject* at *at_ms*: no forecast, no burn windows, nothing read that is not needed."""
-    value = _value(budget, subject)
+    value = budget.value(subject)
     window, since_ms, until_ms = edges(budget, at_ms)
     reserved = _reserved(budget, reservations.held(conn, at_ms))[value]
     return State(budget, value, window, *spent_one(conn, budget, since_ms, until_ms, value), reserved)
@@ -138,12 +138,8 @@ def _reserved(budget: Budget, held: Iterable[Reservation]) -> Mapping[str | None
     out: dict[str | None, int] = defaultdict(int)
     for reservation in held:
         if budget.covers(reservation.subject):
-            out[_value(budget, reservation.subject)] += reservation.amount(budget)
+            out[budget.value(reservation.subject)] += reservation.amount(budget)
     return out
-
-
-def _value(budget: Budget, subject: Subject) -> str | None:
-    return None if budget.per is None else subject.get(budget.per) or None
 
 
 # -- gauges ------------------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from spendmeter.ledger import costing, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.kin import age, disowned
+from spendmeter.reconcile.kin import Age, age, disowned
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
 from spendmeter.records import Level, Usage
 
-PLANNED = ("plan", "workflow", "stage")  # attributes that are columns of runs too
+COLUMNS = ("plan", "workflow", "stage", "workstream", "release")  # attributes that are columns of runs too
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # runs, entries
 
@@ -42,7 +42,7 @@ def affected(conn: Connection, grown: Iterable[int]) -> set[int]:
 def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
     """The session's facts, with calls that others own taken out, and what its kin knows."""
     facts, conn = store.load(sid), store.conn
-    mine, copied, owners = disowned(sid, facts, _twins(conn, sid), lambda s: age(store.load(s)))
+    mine, copied, owners = disowned(sid, facts, _twins(conn, sid, facts), lambda s: _age(store, s))
     for row in conn.execute(
         select(t.calls)
         .join(t.copies, t.copies.c.call_id == t.calls.c.call_id)
@@ -55,13 +55,21 @@ def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
     return mine, Foreign(copied, levels, _peers(store, sid, mine))
 
 
-def _twins(conn: Connection, sid: int) -> dict[str, list[tuple[int, CallFact]]]:
-    """Calls that other sessions hold as their own too."""
+def _age(store: Store, sid: int) -> Age:
+    """A closed session is older than any other: what it has counted stays its own."""
+    return (-1, "") if store.is_closed(sid) else age(store.load(sid))
+
+
+def _twins(conn: Connection, sid: int, facts: SessionFacts) -> dict[str, list[tuple[int, CallFact]]]:
+    """Calls that other sessions hold as their own too; of those that closed ones do, only *facts* still tell."""
     mine = t.calls.alias()
     found: dict[str, list[tuple[int, CallFact]]] = defaultdict(list)
     query = select(t.calls).join(mine, mine.c.call_id == t.calls.c.call_id).where(mine.c.session_id == sid, t.calls.c.session_id != sid)
     for row in conn.execute(query):
         found[row.call_id].append((int(row.session_id), call_fact(row)))
+    closed = select(t.closed_calls).join(mine, mine.c.call_id == t.closed_calls.c.call_id)
+    for row in conn.execute(closed.where(mine.c.session_id == sid, t.closed_calls.c.session_id != sid, t.closed_calls.c.own)):
+        found[row.call_id].append((int(row.session_id), facts.calls[row.call_id]))
     return found
 
 
@@ -137,7 +145,7 @@ def _run_row(sid: int, facts: SessionFacts, run: RunSlice, wrapped: Any, head: A
     return out | {
         "session_id": sid, "run_key": run.run_key, "cli": facts.cli, "session": facts.session,
         "agent": run.tags.agent, "task": run.tags.task,
-        "attrs": dump(dict(run.tags.attrs)), **{x: run.tags.attrs.get(x) for x in PLANNED},
+        "attrs": dump(dict(run.tags.attrs)), **{x: run.tags.attrs.get(x) for x in COLUMNS},
         "outcome": outcome, "implied": run.implied, "started_ms": started,
         "ended_ms": ended if ended is not None else head.seen_ms, "duration_ms": duration, "trace_id": trace, "span_id": span,
     }  # fmt: skip
@@ -175,6 +183,12 @@ _KEYS = ("session_id", "run_key", "model", "minute_ms")
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Two entries of one key (two asked-for models, one that answered) as one."""
     return {k: v if k in _KEYS else b[k] if v is None else v if b[k] is None else v + b[k] for k, v in a.items()}
+
+
+def stored(conn: Connection, sid: int) -> Rows:
+    """The session's rows as they stand."""
+    runs, entries = ([dict(r._mapping) for r in conn.execute(select(x).where(x.c.session_id == sid))] for x in (t.runs, t.entries))
+    return runs, entries
 
 
 def replace(conn: Connection, sid: int, rows: Rows) -> bool:

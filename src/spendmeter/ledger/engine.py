@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
@@ -17,6 +17,13 @@ from spendmeter.errors import LedgerError
 from spendmeter.ledger.schema import HEAD
 
 BUSY_MS = 30_000  # how long a writer waits for another
+RECONNECT_S = 5.0  # a server that was restarted is back by then, or the caller keeps what it has
+RECONNECT_PAUSE_S = 0.2
+T = TypeVar("T")
+
+
+class ConnectionLostError(LedgerError):
+    """The database server went away in the middle of a transaction; whether that was committed is not known."""
 
 
 def safe(url: str) -> str:
@@ -46,14 +53,18 @@ def open_engine(url: str, busy_ms: int = BUSY_MS) -> Engine:
         if backend == "sqlite" and parsed.database:
             Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
         engine = _engine(parsed, busy_ms)
-        _migrate(engine, url)
+        try:
+            _migrate(engine, url)
+        except BaseException:
+            engine.dispose()
+            raise
     return engine
 
 
 def _engine(parsed: Any, busy_ms: int) -> Engine:
     try:
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, connect_args=_in_time(parsed, busy_ms))
+            return create_engine(parsed, connect_args=_in_time(parsed, busy_ms), pool_pre_ping=True)  # the server may have restarted
         engine = create_engine(parsed, connect_args={"timeout": busy_ms / 1000})
     except (ModuleNotFoundError, NoSuchModuleError):
         raise LedgerError("the PostgreSQL driver is missing; install spendmeter[postgres]") from None
@@ -131,7 +142,21 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as e:
-        raise LedgerError(f"ledger {safe(url)}: {_why(e)}") from None
+        lost = isinstance(e, DBAPIError) and e.connection_invalidated
+        raise (ConnectionLostError if lost else LedgerError)(f"ledger {safe(url)}: {_why(e)}") from None
+
+
+def reconnecting(step: Callable[[], T]) -> T:
+    """What *step* returns; once it has lost its connection midway it is tried again for ``RECONNECT_S``. Twice must be as once."""
+    end, lost = time.monotonic() + RECONNECT_S, False
+    while True:
+        try:
+            return step()
+        except LedgerError as e:
+            lost = lost or isinstance(e, ConnectionLostError)
+            if not lost or time.monotonic() > end:
+                raise
+        time.sleep(RECONNECT_PAUSE_S)
 
 
 def _why(e: Exception) -> str:
@@ -144,12 +169,15 @@ def _why(e: Exception) -> str:
         ("disk is full", "free space on its disk; nothing of the ledger is lost"),
         ("disk I/O", "check its disk; nothing of the ledger is lost"),
         ("refused", "start the database server, or correct the URL"),
+        ("terminating connection", "the database server was stopped; start it and try again"),
+        ("server closed the connection", "the database server was stopped; start it and try again"),
         ("timeout expired", "start the database server, or correct the URL"),
         ("password", "correct user and password in the URL"),
         ("lock timeout", "another process held it for long; try again"),
         ("locked", "another process held it for long; try again"),
         ("not a database", "the file is something else; choose another place with --ledger"),
         ("malformed", "the file is damaged; restore a backup, or move it away and sync again"),
+        ("connection to server", "start the database server, or correct the URL"),
     ):
         if mark in said:
             return f"{said}; {remedy}"

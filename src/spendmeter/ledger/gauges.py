@@ -15,6 +15,7 @@ from spendmeter.ledger import budgeting, planning
 from spendmeter.ledger.posting import label
 
 if TYPE_CHECKING:
+    from spendmeter.config import Settings
     from spendmeter.ledger import Ledger
 
 Gauges = dict[m.Metric, list[tuple[tuple[str, ...], int | float]]]  # label values, value in the metric's own unit
@@ -47,7 +48,7 @@ def read(ledger: Ledger, conn: Connection, at_ms: int, meta: Mapping[str, str]) 
     out: Gauges = {
         m.TASK_OVERFLOW: [((), _one(conn, "select count(*) from tasks where overflow = true"))],
         m.COST_DRIFT: _drift(conn, at_ms - DRIFT_WINDOW_MS),
-        m.LAST_RUN: _last_runs(conn),
+        m.LAST_RUN: _last_runs(conn, ledger.settings),
         m.LEDGER_UNSETTLED: [((), _one(conn, "select count(*) from sessions where settle_at_ms is not null"))],
         m.LEDGER_CREATED: [((), int(meta["created_ms"]) / 1000)],
         m.NOTICES_PENDING: [((), _one(conn, "select count(*) from notices where due_ms is not null"))],
@@ -62,19 +63,22 @@ def _drift(conn: Connection, since_ms: int) -> list[tuple[tuple[str, ...], int |
     return [((label(cli),), float(told) / float(listed)) for cli, told, listed in conn.execute(_DRIFT, {"since": since_ms})]
 
 
-def _last_runs(conn: Connection) -> list[tuple[tuple[str, ...], int | float]]:
+def _last_runs(conn: Connection, settings: Settings) -> list[tuple[tuple[str, ...], int | float]]:
     last: dict[str, int] = {}
     for agent, ended in conn.execute(_LAST_RUN):
-        name = label(agent)
+        name = label(agent, settings)
         last[name] = max(last.get(name, 0), ended or 0)
     return [((name,), ended / 1000) for name, ended in last.items()]
 
 
 def _sizes(conn: Connection) -> Gauges:
-    """Row counts without counting: calls and sessions are never deleted, so the last row's number is their count."""
+    """Row counts without counting: rows are numbered as they come, and only the oldest calls ever go."""
     if conn.dialect.name == "sqlite":
         size = _one(conn, "select page_count * page_size from pragma_page_count, pragma_page_size")
-        calls, sessions = (_one(conn, f"select max(rowid) from {table}") for table in ("calls", "sessions"))  # noqa: S608 - fixed names
+        calls, sessions = (
+            _one(conn, f"select (select max(rowid) from {table}) - (select min(rowid) from {table}) + 1")  # noqa: S608 - fixed names
+            for table in ("calls", "sessions")
+        )
     else:
         size = _one(conn, "select pg_database_size(current_database())")
         calls, sessions = (_estimate(conn, table) for table in ("calls", "sessions"))

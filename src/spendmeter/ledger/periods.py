@@ -16,6 +16,7 @@ from spendmeter.errors import LedgerError
 
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _DAY_MS = 86_400_000
+_END_MS = 253_402_300_800_000  # the year 10000, which no calendar here knows
 _LAST = 36_525  # days from 1970 to 2070: beyond, the offset stays as it is there
 _FORMATS = {"day": ("%Y-%m-%d", "YYYY-MM-DD"), "month": ("%Y-%m", "YYYY-MM")}
 
@@ -43,8 +44,8 @@ def when_ms(text: str, timezone: str = "UTC", now_ms: int | None = None) -> int:
     """
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     text = text.strip()
-    if match := re.fullmatch(r"(\d{1,6})([mhdw])", text):
-        return max(0, now - int(match[1]) * _UNITS[match[2]])
+    if (length_ms := _length_ms(text)) is not None:
+        return max(0, now - length_ms)
     place = zone(timezone)
     try:
         if text in ("today", "yesterday"):
@@ -56,6 +57,25 @@ def when_ms(text: str, timezone: str = "UTC", now_ms: int | None = None) -> int:
         return int(stamp.timestamp() * 1000)
     except (ValueError, OverflowError):
         raise LedgerError(f'time "{text}" is not understood; write 2026-11-01, 2026-11-01T15:00, today, or a while ago: 7d, 24h') from None
+
+
+def until_ms(text: str, now_ms: int) -> int:
+    """Milliseconds of a time that is yet to come: an ISO date or datetime in UTC, or a while ahead, "90d", "12h".
+
+    Raises:
+        LedgerError: *text* is none of these, or not after *now_ms*.
+    """
+    length_ms = _length_ms(text.strip())
+    at_ms = when_ms(text, now_ms=now_ms) if length_ms is None else now_ms + length_ms
+    if not now_ms < at_ms < _END_MS:
+        raise LedgerError(f'"{text}" is not between now and the year 10000; write a length such as 90d, or a date that is yet to come')
+    return at_ms
+
+
+def _length_ms(text: str) -> int | None:
+    """ "90d" as milliseconds; None for what is no length."""
+    match = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    return int(match[1]) * _UNITS[match[2]] if match else None
 
 
 def shifted(at_ms: Any, timezone: str, first_ms: int, last_ms: int) -> ColumnElement[int]:

@@ -29,6 +29,7 @@ from spendmeter.plans.variance import Actual, Comparison, Used, Variance, compar
 from spendmeter.records import NANO
 
 if TYPE_CHECKING:
+    from spendmeter.config import Settings
     from spendmeter.ledger.gauges import Gauges
 
 PRUNED_KEY = "plans_pruned"  # meta: how many snapshots were dropped since the ledger was made
@@ -234,15 +235,15 @@ def gauges(ledger: Ledger, conn: Connection) -> Gauges:
     mark = ledger.moved(conn), int(conn.execute(select(func.max(t.plans.c.seen_ms))).scalar_one() or 0)
     held = _SEEN.get(ledger)
     if held is None or held[0] != mark:
-        held = _SEEN[ledger] = mark, _gauges(conn)
+        held = _SEEN[ledger] = mark, _gauges(conn, ledger.settings)
     return held[1]
 
 
-def _gauges(conn: Connection) -> Gauges:
+def _gauges(conn: Connection, settings: Settings) -> Gauges:
     out: Gauges = {metric: [] for pair in _GAUGES for metric in pair[:2]} | {m.PLANS_PRUNED: [((), _pruned(conn))]}
     kept = _kept(conn)
     used = _used(conn, {tag for s in kept for tag in (s.snapshot_id, s.plan.name)}, _ALL) if kept else {}
-    for labels, c in _labelled(kept, used).items():
+    for labels, c in _labelled(kept, used, settings).items():
         for estimated, actual, field in _GAUGES:
             for metric, figures in ((estimated, c.planned), (actual, c.actual.figures)):
                 value = getattr(figures, field)
@@ -251,12 +252,12 @@ def _gauges(conn: Connection) -> Gauges:
     return out
 
 
-def _labelled(kept: list[Snapshot], used: _Used) -> dict[tuple[str, str], Comparison]:
+def _labelled(kept: list[Snapshot], used: _Used, settings: Settings) -> dict[tuple[str, str], Comparison]:
     """Comparisons by the labels plan and workflow; names that one label stands for are added up."""
     parts: dict[tuple[str, str], list[Comparison]] = {}
     for name, snapshot in latest(kept).items():
         of_plan = {e.slot[0] for e in snapshot.plan.estimates}
         for w in _variance(name, kept, used).workflows:
-            workflow = label(w.workflow or UNNAMED) if w.workflow in of_plan else OTHER
-            parts.setdefault((label(name), workflow), []).append(w.whole)
+            workflow = label(w.workflow or UNNAMED, settings) if w.workflow in of_plan else OTHER
+            parts.setdefault((label(name, settings), workflow), []).append(w.whole)
     return {labels: Comparison(summed(c.planned for c in cs), total(c.actual for c in cs)) for labels, cs in parts.items()}

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from spendmeter import metrics as m
 from spendmeter.config import Settings
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.privacy import cleaned
 from spendmeter.ledger.store import dump, upsert
 
 Amounts = dict[tuple[str, str], int]  # (family, labels as JSON) -> amount; money in nano-USD, time in ms
@@ -22,20 +24,20 @@ SKIPS = 0  # the session id under which skips are posted
 LABEL_MAX = 128
 
 
-def label(value: object) -> str:
-    """A label value: control characters out, at most 128 characters."""
+def label(value: object, settings: Settings | None = None) -> str:
+    """A label value: control characters out, at most 128 characters; e-mails and paths as *settings* say, where they are given."""
     text = "".join(c if c.isprintable() else "�" for c in str(value))
-    return text[:LABEL_MAX]
+    return (cleaned(text, settings.privacy_emails, settings.privacy_paths) if settings else text)[:LABEL_MAX]
 
 
-def amounts(runs: list[dict[str, Any]], entries: list[dict[str, Any]], overflow: set[tuple[str, str]]) -> Amounts:
+def amounts(runs: list[dict[str, Any]], entries: list[dict[str, Any]], overflow: set[tuple[str, str]], settings: Settings) -> Amounts:
     """What a session's rows add to each series."""
     out: Amounts = defaultdict(int)
     by_key = {r["run_key"]: r for r in runs}
 
     def add(metric: m.Metric, labels: tuple[str, ...], amount: int | None, suffix: str = "") -> None:
         if amount:
-            out[metric.name + suffix, dump([label(x) for x in labels])] += amount
+            out[metric.name + suffix, dump([label(x, settings) for x in labels])] += amount
 
     for run in runs:
         _run_amounts(add, run)
@@ -80,44 +82,51 @@ def _entry_amounts(add: Any, e: dict[str, Any], base: tuple[str, str, str], task
 def post(conn: Connection, sid: int, wanted: Amounts, now_ms: int, settings: Settings, exemplar: str | None = None) -> None:
     """Makes the session's share of every series equal to *wanted*."""
     held = {
-        (r.family, r.labels): (int(r.id), int(r.amount))
+        (r.family, r.labels): int(r.amount)
         for r in conn.execute(
-            select(t.series.c.id, t.series.c.family, t.series.c.labels, t.posted.c.amount)
+            select(t.series.c.family, t.series.c.labels, t.posted.c.amount)
             .join(t.posted, t.posted.c.series_id == t.series.c.id)
             .where(t.posted.c.session_id == sid)
         )
     }
-    for key in sorted(wanted.keys() | held.keys()):
-        amount, before = wanted.get(key, 0), held.get(key, (0, 0))[1]
-        if amount == before:
-            continue
-        series_id = held[key][0] if key in held else _series_id(conn, key, now_ms)
-        _move(conn, series_id, amount - before, now_ms, settings, exemplar)
-        if amount:
-            upsert(conn, t.posted, [{"session_id": sid, "series_id": series_id, "amount": amount}])
-        else:
-            conn.execute(delete(t.posted).where(t.posted.c.session_id == sid, t.posted.c.series_id == series_id))
+    by = {key: wanted.get(key, 0) - held.get(key, 0) for key in sorted(wanted.keys() | held.keys())}
+    moves = {key: n for key, n in by.items() if n}
+    if not moves:
+        return
+    rows = _series(conn, moves, now_ms)
+    conn.execute(_MOVE, [_moved(rows[key], n, now_ms, settings, exemplar) for key, n in moves.items()])
+    upsert(conn, t.posted, [{"session_id": sid, "series_id": rows[k].id, "amount": wanted[k]} for k in moves if wanted.get(k)])
+    gone = [rows[k].id for k in moves if not wanted.get(k)]
+    if gone:
+        conn.execute(delete(t.posted).where(t.posted.c.session_id == sid, t.posted.c.series_id.in_(gone)))
 
 
-def _series_id(conn: Connection, key: tuple[str, str], now_ms: int) -> int:
-    found = conn.execute(select(t.series.c.id).where(t.series.c.family == key[0], t.series.c.labels == key[1])).first()
-    if found is None:
-        values = {"family": key[0], "labels": key[1], "target": 0, "value": 0, "held": 0, "moved_ms": now_ms}
-        found = conn.execute(insert(t.series).values(**values).returning(t.series.c.id)).one()
-    return int(found.id)
+def _series(conn: Connection, keys: Collection[tuple[str, str]], now_ms: int) -> dict[tuple[str, str], Any]:
+    """The row of each series, made where it is new."""
+    s = t.series.c
+    families, labels = {f for f, _ in keys}, {x for _, x in keys}
+    found = {(r.family, r.labels): r for r in conn.execute(select(t.series).where(s.family.in_(families), s.labels.in_(labels)))}
+    for key in keys:
+        if key not in found:
+            values = {"family": key[0], "labels": key[1], "target": 0, "value": 0, "held": 0, "moved_ms": now_ms}
+            found[key] = conn.execute(insert(t.series).values(**values).returning(*s)).one()
+    return found
 
 
-def _move(conn: Connection, series_id: int, by: int, now_ms: int, settings: Settings, exemplar: str | None) -> None:
-    """Moves one series. A task's series that had left starts anew from the value that it last showed."""
-    row = conn.execute(select(t.series).where(t.series.c.id == series_id)).one()
+_MOVING = ("target", "value", "held", "shown_ms", "pushed_ms", "moved_ms", "exemplar")
+_MOVE = update(t.series).where(t.series.c.id == bindparam("series_id")).values({x: bindparam(f"to_{x}") for x in _MOVING})
+
+
+def _moved(row: Any, by: int, now_ms: int, settings: Settings, exemplar: str | None) -> dict[str, Any]:
+    """One series as it is after its move. A task's series that had left starts anew from the value that it last showed."""
     target = row.target + by
-    values: dict[str, Any] = {"target": target, "value": max(row.value, target), "moved_ms": now_ms}
+    values = {x: getattr(row, x) for x in _MOVING} | {"target": target, "value": max(row.value, target), "moved_ms": now_ms}
     if exemplar and by > 0:
         values["exemplar"] = f'{exemplar[:-1]},"value":{by}}}'
     if row.family.startswith("spendmeter.task.") and row.moved_ms < now_ms - settings.task_ttl_s * 1000:
         seen = row.shown_ms is not None or row.pushed_ms is not None  # else nobody knows of its value yet
         values |= {"held": row.value if seen else row.held, "shown_ms": None, "pushed_ms": None}
-    conn.execute(update(t.series).where(t.series.c.id == series_id).values(**values))
+    return {"series_id": row.id} | {f"to_{x}": value for x, value in values.items()}
 
 
 def slots(conn: Connection, pairs: set[tuple[str, str]], now_ms: int, settings: Settings) -> set[tuple[str, str]]:

@@ -37,7 +37,7 @@ class Reservation:
 
     def counts(self, budget: Budget, value: str | None) -> bool:
         """Whether it takes of *budget*; of one with ``per``, whether it takes of the limit that *value* has."""
-        return budget.covers(self.subject) and (budget.per is None or (self.subject.get(budget.per) or None) == (value or None))
+        return budget.covers(self.subject) and budget.value(self.subject) == value
 
     def used(self, budget: Budget) -> int:
         """What it is known to have used of *budget* so far; as a run it counts once it has ended."""

@@ -5,17 +5,23 @@ Times are milliseconds UTC, money nano-USD. Migrations in ``migrations/versions`
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text, UniqueConstraint, text
 
 from spendmeter.records import Usage
 
-HEAD = "0003"
+HEAD = "0004"
 META = MetaData()
 BIG = BigInteger()
 
 
 def _key(name: str, kind: type[Integer] | type[Text] | BigInteger = Text) -> Column[object]:
     return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def _where_known(name: str, known: str, *columns: str, unique: bool = False) -> Index:
+    """An index on *columns*, by default *known*, of the rows that say something in *known*: most do not."""
+    told = text(f'"{known}" is not null')
+    return Index(name, *(columns or (known,)), unique=unique, sqlite_where=told, postgresql_where=told)
 
 
 def _usage() -> list[Column[int]]:
@@ -33,12 +39,15 @@ sessions = Table(
     Column("has_file", Boolean, nullable=False, default=False),
     Column("settle_at_ms", BIG),  # None = all of it is in the counters
     Column("wants", Text),  # fingerprint of the run total that this session's first reading started from
+    Column("closed_ms", BIG),  # its rows stand for ever and most of its facts are gone (retention.py)
     Column("moved", BIG),  # rises with every change of the session's rows: the ledger's greatest tells whether anything has changed
     UniqueConstraint("cli", "session"),
     Index("ix_sessions_settle", "settle_at_ms"), Index("ix_sessions_wants", "wants"), Index("ix_sessions_moved", "moved"),
 )  # fmt: skip
 
-aliases = Table("aliases", META, _key("cli"), _key("alias"), Column("session", Text, nullable=False))
+aliases = Table(
+    "aliases", META, _key("cli"), _key("alias"), Column("session", Text, nullable=False), Index("ix_aliases_alias", "alias"),
+)  # fmt: skip
 
 calls = Table(
     "calls", META,
@@ -49,6 +58,12 @@ calls = Table(
 )  # fmt: skip
 
 copies = Table("copies", META, _key("session_id", Integer), _key("call_id"), Index("ix_copies_call_id", "call_id"))
+
+# What is left of the calls of closed sessions; own: they are counted there and not in an older session.
+closed_calls = Table(
+    "closed_calls", META,
+    _key("session_id", Integer), _key("call_id"), Column("own", Boolean, nullable=False), Index("ix_closed_calls_call_id", "call_id"),
+)  # fmt: skip
 
 levels = Table(
     "levels", META,
@@ -105,8 +120,11 @@ runs = Table(
     Column("repo", Text), Column("branch", Text), Column("commit", Text), Column("notes", Text, nullable=False),
     Column("plan", Text), Column("workflow", Text), Column("stage", Text),  # from attrs
     Column("last_ms", BIG),  # its last minute with usage, else its end
+    Column("workstream", Text), Column("release", Text),  # from attrs
     Index("ix_runs_agent_ended", "agent", "ended_ms"), Index("ix_runs_task", "task"), Index("ix_runs_ended", "ended_ms"),
-    Index("ix_runs_plan", "plan"), Index("ix_runs_last", "last_ms"),
+    Index("ix_runs_plan", "plan"), Index("ix_runs_last", "last_ms"), Index("ix_runs_session", "session"),
+    _where_known("ix_runs_repo", "repo"), _where_known("ix_runs_commit", "commit"), _where_known("ix_runs_release", "release"),
+    _where_known("ix_runs_workstream", "workstream"), _where_known("ix_runs_task_workstream", "workstream", "task", "ended_ms"),
 )  # fmt: skip
 
 entries = Table(
@@ -181,4 +199,29 @@ plans = Table(
     _key("snapshot_id"), Column("name", Text, nullable=False), Column("body", Text, nullable=False),
     Column("recorded_ms", BIG, nullable=False), Column("seen_ms", BIG, nullable=False),
     Index("ix_plans_name", "name", "seen_ms"),
+)  # fmt: skip
+
+# Who may ask the daemon for what (tokens.py). A token is known by the digest of its secret, which is nowhere itself.
+access_tokens = Table(
+    "access_tokens", META,
+    _key("digest"), Column("name", Text, nullable=False), Column("scopes", Text, nullable=False),  # with commas between
+    Column("created_ms", BIG, nullable=False), Column("expires_ms", BIG), Column("used_ms", BIG),
+    UniqueConstraint("name"),
+)  # fmt: skip
+
+# Token events as they were posted. Their usage is in calls, in a session of its own for each; it is counted there and nowhere else.
+token_events = Table(
+    "token_events", META,
+    _key("id"), Column("occurred_ms", BIG, nullable=False), Column("created_ms", BIG, nullable=False),
+    Column("agent", Text, nullable=False), Column("task", Text, nullable=False), Column("workstream", Text), Column("repo", Text),
+    Column("ref_type", Text), Column("ref_id", Text), Column("model", Text),
+    *[Column(name, BIG) for name in ("tokens_in", "tokens_out", "cache_read", "cache_write", "cost_nusd")],
+    Column("note", Text), Column("idempotency_key", Text), Column("digest", Text, nullable=False),  # of what was posted
+    Index("ix_token_events_occurred", "occurred_ms", "id"), Index("ix_token_events_agent", "agent", "occurred_ms", "id"),
+    Index("ix_token_events_task", "task", "occurred_ms", "id"),
+    _where_known("ix_token_events_model", "model", "model", "occurred_ms", "id"),
+    _where_known("ix_token_events_workstream", "workstream", "workstream", "occurred_ms", "id"),
+    _where_known("ix_token_events_repo", "repo", "repo", "occurred_ms", "id"),
+    _where_known("ix_token_events_ref", "ref_id", "ref_id", "occurred_ms", "id"),
+    _where_known("ux_token_events_key", "idempotency_key", unique=True),
 )  # fmt: skip

@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Insert, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from spendmeter.ledger import schema as t
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
 from spendmeter.reconcile.rule import tokens_only
-from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Tags, Usage
+from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, Tags, Usage
 
 FIELDS = Usage._fields
 
 
 def upsert(conn: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Inserts *rows* or replaces those with the same primary key."""
-    if not rows:
-        return
-    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    stmt = make(table)
+    if rows:
+        conn.execute(_upsert(conn.dialect.name, table, frozenset(rows[0])), list(rows))
+
+
+@cache
+def _upsert(dialect: str, table: Table, told: frozenset[str]) -> Insert:
+    """The statement for rows that have the columns *told*: making it costs more than running it."""
+    stmt = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
     keys = [c.name for c in table.primary_key]
-    values = {c.name: stmt.excluded[c.name] for c in table.columns if c.name not in keys and c.name in rows[0]}
-    conn.execute(stmt.on_conflict_do_update(index_elements=keys, set_=values) if values else stmt.on_conflict_do_nothing(), list(rows))
+    values = {c.name: stmt.excluded[c.name] for c in table.columns if c.name not in keys and c.name in told}
+    return stmt.on_conflict_do_update(index_elements=keys, set_=values) if values else stmt.on_conflict_do_nothing()
 
 
 def fingerprint(used: Usage) -> str | None:
@@ -58,6 +63,8 @@ class Store:
         self.facts: dict[int, SessionFacts] = {}
         self.grown: set[int] = set()
         self.with_file: set[int] = set()
+        self.late: list[Skip] = []  # what came for closed sessions and is in none of their rows
+        self._closed: dict[int, set[Any] | None] = {}
         self._dirty: dict[tuple[int, str], set[Any]] = {}
         self._aliases: dict[Key, str] = {}
 
@@ -73,6 +80,21 @@ class Store:
                 row = made
             self.ids[cli, name] = row.id
         return int(self.ids[cli, name])
+
+    def is_closed(self, session_id: int) -> bool:
+        """Whether the session's rows stand for ever, whatever else is told of it."""
+        return self._kept(session_id) is not None
+
+    def _kept(self, sid: int) -> set[Any] | None:
+        """What a closed session has counted, by the keys of its facts; None for one that is not closed."""
+        if sid not in self._closed:
+            closed = self.conn.execute(select(t.sessions.c.closed_ms).where(t.sessions.c.id == sid)).scalar_one() is not None
+            self._closed[sid] = {key for table in _KEPT for key in self._keys(table, sid)} if closed else None
+        return self._closed[sid]
+
+    def _keys(self, table: Table, sid: int) -> Iterable[Any]:
+        columns = [c for c in table.primary_key if c.name != "session_id"]
+        return (tuple(row) for row in self.conn.execute(select(*columns).where(table.c.session_id == sid)))
 
     def _canonical(self, cli: str, session: str) -> str:
         if (cli, session) not in self._aliases:
@@ -124,6 +146,10 @@ class Store:
 
     def _add(self, o: Observation | Claim) -> None:
         sid = self.session_id(o.cli, o.session)  # type: ignore[union-attr]
+        kept = self._kept(sid)
+        if kept is not None and not self._is_for_another(o):
+            self._pass_over(o, kept)
+            return
         facts = self.load(sid)
         match o:
             case Call():
@@ -148,7 +174,28 @@ class Store:
         if (isinstance(o, Call) and o.view == "file") or (isinstance(o, Level) and o.epoch):
             self.with_file.add(sid)
 
+    def _is_for_another(self, o: Observation | Claim) -> bool:
+        """Whether a session that is not closed leans on this call of a closed one."""
+        return isinstance(o, Call) and bool(o.copied_to) and not self.is_closed(self.session_id(o.cli, o.copied_to or ""))
+
+    def _pass_over(self, o: Observation | Claim, kept: set[Any]) -> None:
+        """Leaves a closed session as it is; usage that it has not counted becomes a skip, once for ever."""
+        match o:
+            case Call():
+                key: tuple[str, ...] = (o.call_id,)
+            case Finish():
+                key = (o.run_key,)
+            case Level(epoch=epoch) if epoch:
+                key = (o.epoch, o.reading, o.model)
+            case _:
+                return
+        if key not in kept:
+            kept.add(key)
+            self.late.append(Skip(f"{dump([o.session, *key])}/closed.{o.cli}", "session closed"))
+
     def _copy(self, sid: int, call_id: str) -> None:
+        if self.is_closed(sid):
+            return
         facts = self.load(sid)
         self._if(call_id not in facts.copies, sid, "copies", call_id)
         facts.copies.add(call_id)
@@ -178,6 +225,8 @@ _TABLES = {
     "calls": t.calls, "copies": t.copies, "levels": t.levels, "parts": t.parts, "bases": t.bases, "prompts": t.prompts,
     "finishes": t.finishes, "claims": t.claims,
 }  # fmt: skip
+
+_KEPT = (t.closed_calls, t.finishes, t.levels)  # their keys have one, one and three parts
 
 
 def _call_row(sid: int, f: SessionFacts, key: str) -> dict[str, Any]:

@@ -47,13 +47,13 @@ def _session(
     ledger: Ledger, store: Store, sid: int, name: str, wanted: dict[tuple[str, str], int], over: set[tuple[str, str]], *, settled: bool
 ) -> list[Difference]:
     conn, out = store.conn, []
-    rows = derive.derive(store, sid, ledger.prices)
-    for table, new in ((t.runs, rows[0]), (t.entries, rows[1])):
-        old = [dict(r._mapping) for r in conn.execute(select(table).where(table.c.session_id == sid))]
+    stored = derive.stored(conn, sid)
+    rows = stored if store.is_closed(sid) else derive.derive(store, sid, ledger.prices)
+    for table, old, new in zip((t.runs, t.entries), stored, rows, strict=True):
         if not derive.same(old, new):
             out.append(Difference(table.name, name, f"{len(old)} rows", f"{len(new)} rows of other content"))
     if settled:
-        for key, amount in posting.amounts(rows[0], rows[1], over).items():
+        for key, amount in posting.amounts(rows[0], rows[1], over, ledger.settings).items():
             wanted[key] += amount
     else:
         held = select(t.series.c.family, t.series.c.labels, t.posted.c.amount).join(t.posted, t.posted.c.series_id == t.series.c.id)

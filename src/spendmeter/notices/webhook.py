@@ -39,10 +39,10 @@ def post(notifier: Notifier, notice: Notice, limit_s: float) -> Answer:
     url, user = _without_user(notifier.webhook or "")
     request = Request(url, notice.body.encode(), headers | user, method="POST")  # noqa: S310 - the opener knows HTTP alone
     try:
-        with _opener().open(request, timeout=limit_s) as response:
+        with opener().open(request, timeout=limit_s) as response:
             return _judged(response.status, response.headers, now_s)
     except (OSError, HTTPException) as e:
-        return Answer(_why(e, limit_s))
+        return Answer(why(e, limit_s))
 
 
 def sign(secret: str, notice_id: str, timestamp_s: int, body: str) -> str:
@@ -73,12 +73,12 @@ def _without_user(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {base64.b64encode(unquote_to_bytes(user)).decode()}"}
 
 
-def _opener() -> OpenerDirector:
+def opener() -> OpenerDirector:
     """Speaks HTTP, through a proxy where the environment names one, and neither follows a redirect nor raises for a status."""
-    opener = OpenerDirector()
+    made = OpenerDirector()
     for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler()):
-        opener.add_handler(handler)
-    return opener
+        made.add_handler(handler)
+    return made
 
 
 def _judged(status: int, headers: HTTPMessage, now_s: int) -> Answer:
@@ -103,7 +103,7 @@ def _wait_s(told: str | None, now_s: int) -> float:
         return 0.0
 
 
-def _why(error: Exception, limit_s: float) -> str:
+def why(error: Exception, limit_s: float) -> str:
     """*error* in our words: its own may hold the address."""
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(cause, TimeoutError):

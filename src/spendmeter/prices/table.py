@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -113,6 +114,11 @@ class PriceTable:
 
         yield from dict.fromkeys(entry.match for entry in self._entries)
         yield from library.listed()
+
+    def near(self, model: str) -> list[str]:
+        """Up to three names that *model* may be meant for, without their providers."""
+        names = list(dict.fromkeys(name.rpartition("/")[2] for name in self.models()))
+        return [n for n in names if model.lower() in n][:3] or get_close_matches(model.lower(), names, 3, 0.6)
 
     def _resolve(self, model: str, at_ms: int, traits: Traits) -> Rates | None:
         found = self._find(model)

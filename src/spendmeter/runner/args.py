@@ -14,10 +14,11 @@ FLAGS = (
     ("--attr", "KEY=VALUE", "any other tag; may be given many times, e.g. plan=book"),
     ("--max-cost", "USD", "end the run when it has cost so much (SPENDMETER_MAX_COST)"),
     ("--max-tokens", "N", "end the run when it has used so many tokens, cached ones too (SPENDMETER_MAX_TOKENS)"),
+    ("--remote", "URL", "hand the run to a central daemon instead of a ledger (SPENDMETER_REMOTE)"),
 )
 USAGE = (
     "spendmeter [--ledger URL] [--config FILE] run [--agent NAME] [--task KEY] [--attr KEY=VALUE]... [--max-cost USD] [--max-tokens N] "
-    "[--] COMMAND [ARG]..."
+    "[--remote URL] [--] COMMAND [ARG]..."
 )
 NOTES = """\
 Runs COMMAND as it is: standard input, output and error, the terminal, signals and the exit code are its own.
@@ -36,9 +37,12 @@ class UsageError(Exception):
 
 
 class Options:
-    """What the command line of ``run`` said. ``max_cost_nusd`` and ``max_tokens`` are the run's own limits."""
+    """What the command line of ``run`` said. ``max_cost_nusd`` and ``max_tokens`` are the run's own limits.
 
-    __slots__ = ("agent", "attrs", "command", "config", "help", "ledger", "max_cost_nusd", "max_tokens", "task")
+    ``remote``: URL of the daemon that gets the run, or None where a ledger does.
+    """
+
+    __slots__ = ("agent", "attrs", "command", "config", "help", "ledger", "max_cost_nusd", "max_tokens", "remote", "task")
 
     def __init__(self) -> None:
         self.agent = self.task = ""
@@ -47,6 +51,7 @@ class Options:
         self.attrs: dict[str, str] = {}
         self.max_cost_nusd: int | None = None
         self.max_tokens: int | None = None
+        self.remote: str | None = None
         self.command: list[str] = []
         self.help = False
 
@@ -77,7 +82,25 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         options.max_cost_nusd = _nusd("SPENDMETER_MAX_COST", text)
     if options.max_tokens is None and (text := env.get("SPENDMETER_MAX_TOKENS")):
         options.max_tokens = _tokens("SPENDMETER_MAX_TOKENS", text)
+    if options.remote and options.ledger:
+        raise UsageError("run: a run goes to --remote or to --ledger; leave one out")
+    if not options.ledger and (text := options.remote or env.get("SPENDMETER_REMOTE")):
+        options.remote = daemon_url("--remote" if options.remote else "SPENDMETER_REMOTE", text)
     return options
+
+
+def daemon_url(name: str, text: str) -> str:
+    """*text*, which was given as *name*, as the address of a daemon, without a slash at its end.
+
+    Raises:
+        UsageError: it is none; what is said does not hold it, for there may be a password in it.
+    """
+    scheme, _, rest = text.strip().rstrip("/").partition("://")
+    host = rest.partition("/")[0]
+    is_plain = host and not any(c in rest for c in "@?#\\") and rest.isascii() and rest.isprintable() and " " not in rest
+    if scheme.lower() not in ("http", "https") or not is_plain:
+        raise UsageError(f"{name} is not the address of a daemon, as in https://meter.example.org; a token goes into SPENDMETER_TOKEN")
+    return f"{scheme.lower()}://{rest}"
 
 
 def help_text() -> str:

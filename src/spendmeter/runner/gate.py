@@ -1,6 +1,6 @@
 """Asks the budgets whether a run may start, before its child does.
 
-Where none can keep it from starting, nothing is imported for that: tests/test_runner_parts.py holds it.
+Where none can keep it from starting, nothing is imported for that: tests/test_gate.py holds it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OVER_BUDGET = 3
 PATIENCE_MS = 15_000  # for a ledger that gets nowhere, before the child starts
-BUSY_S = 45.0  # and for one that does not come to us
+BUSY_S = 45.0  # and for one that gets on, but keeps us waiting
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 4.0  # each twice the last: in all longer than what a dead wrapper leaves behind takes to be ended
 _NAMED_BY = ("SPENDMETER_BUDGETS", "SPENDMETER_BUDGETS_FILE")
 _ON_ERROR = "SPENDMETER_BUDGETS_ON_ERROR"
@@ -118,6 +118,10 @@ def _asked(file: Path, settings: Settings, options: Options) -> Admission | None
     budgets, subject = load(file), _subject(options)
     if not any(b.action != "alert" and b.may_cover(subject) for b in budgets.budgets):
         return None
+    if options.remote is not None:
+        from spendmeter.errors import LedgerError
+
+        raise LedgerError("the run goes to a remote daemon, and there is no ledger here to ask")
     from contextlib import closing
 
     from spendmeter.ledger import Ledger

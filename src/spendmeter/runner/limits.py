@@ -129,6 +129,8 @@ class Limits:
         return stop is not None and self._end(stop, ready.settings.budgets_grace_s)
 
     def _ready(self) -> Ready | None:
+        if self._loader.error is not None:
+            raise self._loader.error
         if not self._loader.imported:
             return None
         from spendmeter import ingest

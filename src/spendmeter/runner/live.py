@@ -13,9 +13,8 @@ from spendmeter.ledger.costing import Prices, cost
 from spendmeter.parsers import CHUNK, Stream
 from spendmeter.parsers.places import companions, session_of
 from spendmeter.reconcile.book import Book
-from spendmeter.reconcile.kin import age
 from spendmeter.reconcile.split import Piece, split
-from spendmeter.records import Call, Claim, Finish, Observation
+from spendmeter.records import Call, Claim, Observation
 from spendmeter.runner.compose import AnyWatch, compose_so_far
 from spendmeter.runner.finished import FinishedRun
 
@@ -81,6 +80,7 @@ class Live:
     def last(self, run: FinishedRun) -> Reading:
         """The reading of *run* at its end."""
         self._run, self.behind = run, True
+        self._sources = {key: source for key, source in self._sources.items() if isinstance(source, _Tail)}  # the others have their pace
         while self.behind:
             self._read()
         return self._counted(run, run.observations)
@@ -124,12 +124,12 @@ class Live:
 
     def _pieces(self, book: Book, run: FinishedRun, claims: Iterable[Claim]) -> Iterable[tuple[Piece, int]]:
         """The run's own, each with the time of those of its calls that have none. A session that began in it is its own whole."""
-        printed = {o.leader or o.run_key for o in run.observations if isinstance(o, Finish)}
         for claim in claims:
             facts = book.at(claim.cli, claim.session)
-            is_new = age(facts)[0] >= run.started_ms
+            times = [facts.own_ms, *(c.at_ms for c in facts.calls.values())]
+            is_new = all(at_ms is None or at_ms >= run.started_ms for at_ms in times)
             for part in split(*book.gather(facts)):
-                if is_new or part.run_key == claim.run_key or part.run_key in printed:
+                if is_new or part.run_key == claim.run_key:
                     yield from ((piece, part.ended_ms or run.ended_ms) for piece in part.pieces)
 
 

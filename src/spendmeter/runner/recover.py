@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from spendmeter import config as settings
 from spendmeter.errors import SpendmeterError
 from spendmeter.runner.compose import finish_mark
+from spendmeter.runner.finished import FinishedRun
 from spendmeter.runner.procs import belongs
-from spendmeter.runner.spool import Pending, from_json, pending_runs, spool_dirs
+from spendmeter.runner.spool import Pending, from_json, pending_runs, set_aside, spool_dirs
 
 
 def folders(ledger: str | None, config: str | None, env: Mapping[str, str]) -> list[Path]:
@@ -30,17 +31,26 @@ def recover(ledger: str | None = None, config: str | None = None) -> list[object
     """
     from spendmeter import ingest
 
+    return take_in(folders(ledger, config, os.environ), lambda run: ingest.commit_run(ledger, config, run))
+
+
+def take_in(folders: Iterable[Path], commit: Callable[[FinishedRun], object]) -> list[object]:
+    """Hands every pending run in *folders* to *commit*, and removes those that it took; what it gave.
+
+    *commit* raises ValueError for one that nobody will ever take, which is set aside, and any other error where there is no use
+    in going on: that error is raised here, and the rest stays pending.
+    """
     done: list[object] = []
-    for folder in folders(ledger, config, os.environ):
+    for folder in folders:
         for pending in pending_runs(folder):
             if _is_running(pending):
                 pending.release()
                 continue
             try:
                 run = from_json(pending.data) if pending.is_finished else finish_mark(pending.data)
-                done.append(ingest.commit_run(ledger, config, run))
+                done.append(commit(run))
             except ValueError:
-                pending.path.rename(pending.path.with_suffix(".unreadable"))
+                set_aside(pending.path)
                 pending.release()
             except BaseException:
                 pending.release()

@@ -32,6 +32,14 @@ def repo_of(cwd: str | None) -> Repo:
         return Repo()
 
 
+def name_here() -> str | None:
+    """The name of the repository that holds this process's folder; None where there is none, or the folder was removed."""
+    try:
+        return repo_of(str(Path.cwd())).name
+    except OSError:
+        return None
+
+
 def _find(folder: Path) -> tuple[Path | None, Path | None]:
     for top in (folder, *folder.parents):
         git = top / ".git"

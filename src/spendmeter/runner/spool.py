@@ -23,7 +23,7 @@ from spendmeter.runner.finished import FinishedRun
 
 ATTEMPTS = 10
 RUNNING, FINISHED = "running", "finished"
-_KINDS: dict[str, type[Observation]] = {c.__name__: c for c in (Call, Level, Part, Base, Alias, Moment, Finish, Context, Skip)}
+KINDS: dict[str, type[Observation]] = {c.__name__: c for c in (Call, Level, Part, Base, Alias, Moment, Finish, Context, Skip)}
 _PLAIN = (
     "run_id", "cli", "exit_code", "signal", "started_ms", "ended_ms", "trace_id", "span_id", "parent_span_id",
     "resumed", "forked", "continued", "notes", "cwd", "repo", "branch", "commit",
@@ -113,10 +113,15 @@ def pending_runs(folder: Path) -> Iterator[Pending]:
             data["run_id"].encode()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             with suppress(OSError):
-                path.rename(path.with_suffix(".unreadable"))
+                set_aside(path)
             os.close(fd)
             continue
         yield Pending(path, data, fd)
+
+
+def set_aside(path: Path) -> Path:
+    """Keeps the file from being tried again; where it lies then."""
+    return path.rename(path.with_suffix(".unreadable"))
 
 
 def is_pending(folders: list[Path], run_id: str) -> bool:
@@ -144,7 +149,7 @@ def from_json(data: Mapping[str, Any]) -> FinishedRun:
     import msgspec
 
     try:
-        observed: list[Observation] = [msgspec.convert(value, type=_KINDS[kind]) for kind, value in data["observations"]]
+        observed: list[Observation] = [msgspec.convert(value, type=KINDS[kind]) for kind, value in data["observations"]]
         rest = {name: data[name] for name in _PLAIN} | {name: data.get(name) for name in _LATER}
         files = [(Path(path), int(offset)) for path, offset in data["files"]]
         return FinishedRun(tags=Tags(**data["tags"]), sessions=set(data["sessions"]), files=files, observations=observed, **rest)

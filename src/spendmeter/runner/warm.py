@@ -15,12 +15,13 @@ class Loader(threading.Thread):
     A ledger that hangs or fails here does so again at the commit; ``trouble`` is why it failed.
     """
 
-    def __init__(self, ledger: str | None, config: str | None) -> None:
+    def __init__(self, ledger: str | None, config: str | None, remote: str | None = None) -> None:
+        """*remote*: the daemon that gets the run; no ledger is opened then."""
         super().__init__(daemon=True)
         self.imported = False
         self.error: BaseException | None = None
         self.trouble: Exception | None = None
-        self._ledger, self._config = ledger, config
+        self._ledger, self._config, self._remote = ledger, config, remote
 
     def run(self) -> None:
         """The thread."""
@@ -32,7 +33,12 @@ class Loader(threading.Thread):
         else:
             self.imported = True
             try:
-                ingest.prepare(self._ledger, self._config)
+                if self._remote is None:
+                    ingest.prepare(self._ledger, self._config)
+                else:
+                    from spendmeter.runner import remote
+
+                    remote.prepare(self._ledger, self._config)
             except Exception as e:  # noqa: BLE001 - told by whoever needs it before the commit
                 self.trouble = e
         gc.freeze()  # what is loaded stays, so no collection need look at it

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from spendmeter.errors import LedgerError
 from spendmeter.ledger import budgeting, now_ms, query
 from spendmeter.ledger.periods import when_ms, zone
+from spendmeter.server.answers import Budgets, Facts, Report, RunDetails, Runs
 from spendmeter.server.book import Book
 from spendmeter.server.details import NoRunError, details
 from spendmeter.server.paging import page
@@ -19,155 +20,7 @@ from spendmeter.server.problems import BadFieldError, responses
 
 BY = "agent,task,model"  # as of `spendmeter report`
 LIMIT, LIMIT_MAX = 50, 500
-_TIME = "2026-11-01, 2026-11-01T15:00, 2026-11, today, or a while ago: 7d, 24h"
-
-
-class Amounts(BaseModel):
-    """Sums; null is unknown. Money is a decimal string in USD."""
-
-    tokens_in: int | None = Field(description="uncached input")
-    tokens_out: int | None = Field(description="all output, reasoning included")
-    cache_read: int | None
-    cache_write: int | None
-    reasoning: int | None
-    cost_usd: str | None = Field(examples=["0.012345"])
-    runs: int
-    calls: int | None
-    cache_write_5m: int | None
-    cache_write_1h: int | None
-    cost_reported_usd: str | None = Field(description="the CLI's own figure")
-    cost_estimated_usd: str | None = Field(description="list price of what the CLI did not price")
-    cost_listed_usd: str | None = Field(description="everything at list price, for comparison")
-    unpriced_tokens: int | None
-    web_searches: int | None
-
-
-class ReportRow(Amounts):
-    """Sums with the dimensions that they are cut by, each a field of its own."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Report(BaseModel):
-    """As ``spendmeter report --json``."""
-
-    rows: list[ReportRow]
-    total: Amounts
-
-
-class Run(Amounts):
-    """One run with all that it used. Times are milliseconds since the epoch, UTC."""
-
-    run_key: str
-    cli: str
-    session: str
-    agent: str
-    task: str
-    outcome: str = Field(examples=["ok", "error", "max_turns", "max_budget", "interrupted", "killed", "unknown"])
-    implied: bool = Field(description="files alone tell of it, no result and no wrapper")
-    attrs: dict[str, str]
-    models: list[str]
-    started_ms: int | None
-    ended_ms: int | None
-    duration_ms: int | None
-    exit_code: int | None
-    repo: str | None
-    branch: str | None
-    notes: list[str] = Field(description="what is not known of it, and why")
-
-
-class Runs(BaseModel):
-    """A page of runs, the latest first."""
-
-    runs: list[Run]
-    next_cursor: str | None = Field(description="for the next page; null at the end")
-
-
-class ModelRow(Amounts):
-    """A run's usage of one model."""
-
-    model: str
-
-
-class Call(BaseModel):
-    """One answered model request."""
-
-    call_id: str
-    at_ms: int | None
-    asked: str | None
-    answered: str | None
-    role: str
-    subagent: str | None
-    tokens_in: int | None
-    tokens_out: int | None
-    cache_read: int | None
-    cache_write: int | None
-    reasoning: int | None
-    cache_write_5m: int | None
-    cache_write_1h: int | None
-    cost_usd: str | None
-
-
-class RunDetails(Run):
-    """A run with its models and, where a source tells them, its calls."""
-
-    by_model: list[ModelRow]
-    call_list: list[Call]
-
-
-class Facts(BaseModel):
-    """What the ledger is and how much it holds."""
-
-    ledger_id: str
-    created_ms: int
-    sessions: int
-    calls: int
-    unsettled: int = Field(description="sessions whose usage is not in the counters yet")
-    bytes: int | None
-
-
-class BudgetPeriod(BaseModel):
-    """The window that a budget is in; start and end are ISO 8601, UTC."""
-
-    kind: str = Field(examples=["day", "week", "month", "rolling", "total"])
-    timezone: str
-    start: str | None
-    end: str | None
-    seconds: int | None
-
-
-class BudgetThreshold(BaseModel):
-    """A share of the limit, and whether it is reached."""
-
-    at: str = Field(examples=["0.8"])
-    severity: str
-    crossed: bool
-
-
-class Budget(BaseModel):
-    """Where a budget stands, or one value of its ``per``. Besides, in its unit (usd, tokens, runs): ``limit_usd``, ``spent_usd``,
-    ``remaining_usd``, ``reserved_usd``, ``forecast_usd``; money is a decimal string."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-    value: str | None
-    per: str | None
-    action: str
-    owner: str
-    description: str
-    unit: str
-    period: BudgetPeriod
-    unpriced_tokens: int = Field(description="what is missing from an amount of money, as nobody knows its price")
-    share: str | None = Field(examples=["0.8123"])
-    thresholds: list[BudgetThreshold]
-    over: bool
-
-
-class Budgets(BaseModel):
-    """As ``spendmeter budget list --json``."""
-
-    budgets: list[Budget]
+TIME = "2026-11-01, 2026-11-01T15:00, 2026-11, today, or a while ago: 7d, 24h"
 
 
 class Filters(BaseModel):
@@ -175,7 +28,7 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    since: str | None = Field(None, description=_TIME)
+    since: str | None = Field(None, description=TIME)
     until: str | None = Field(None, description="no longer belongs to the window; like since")
     timezone: str = Field("UTC", description="IANA name: where days and months begin")
     agent: str | None = None
@@ -192,9 +45,9 @@ class Filters(BaseModel):
         Raises:
             BadFieldError: a time or the zone is not understood.
         """
-        _checked("timezone", zone, self.timezone)
+        checked("timezone", zone, self.timezone)
         told = {"since": self.since, "until": self.until}
-        times = {name: None if text is None else _checked(name, when_ms, text, self.timezone) for name, text in told.items()}
+        times = {name: None if text is None else checked(name, when_ms, text, self.timezone) for name, text in told.items()}
         names = ("agent", "task", "cli", "model", "repo", "session", "outcome")
         return query.Where(times["since"], times["until"], **{name: getattr(self, name) for name in names})
 
@@ -212,7 +65,7 @@ class RunFilters(Filters):
     cursor: str | None = Field(None, description="next_cursor of the page before, with the same filters")
 
 
-def _checked(field: str, read: Any, *args: Any) -> Any:
+def checked(field: str, read: Any, *args: Any) -> Any:
     """What *read* makes of *args*; its error is one of the request's *field*."""
     try:
         return read(*args)
@@ -228,7 +81,7 @@ def router(book: Book) -> APIRouter:
     def report(q: Annotated[ReportFilters, Query()]) -> Response:
         """What was used and what it cost, cut by any dimensions: the dearest first or, by day and month, the oldest first."""
         keys = [k.strip() for part in q.by for k in part.split(",") if k.strip()]
-        _checked("by", query.check, keys)
+        checked("by", query.check, keys)
         return JSONResponse(query.report(book.ledger(), keys, where=q.where(), timezone=q.timezone).as_dict())
 
     @routes.get("/runs", response_model=Runs, responses=responses(422, 503))

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -16,9 +17,12 @@ import uvicorn
 from spendmeter.config import Settings
 from spendmeter.errors import ConfigError
 from spendmeter.ledger.engine import safe
+from spendmeter.server import tls
 from spendmeter.server.app import create_app
+from spendmeter.server.auth import THIS_HOST, Access, Keeper
 from spendmeter.server.book import Book
 from spendmeter.server.guard import is_loopback
+from spendmeter.server.limits import WRITES_AT_ONCE, WRITES_PER_S, Buckets, Protocol
 from spendmeter.server.workers import Workers, exports
 
 GRACE_S = 5  # for answers under way when the daemon is told to end
@@ -28,8 +32,9 @@ log = logging.getLogger("spendmeter.server")
 
 
 def run(
-    settings: Settings, host: str = "127.0.0.1", port: int = 9464, *, config: str | None = None, hosts: Sequence[str] = (), note: str = ""
-) -> None:
+    settings: Settings, host: str = "127.0.0.1", port: int = 9464, *, config: str | None = None, hosts: Sequence[str] = (), note: str = "",
+    access: Access = THIS_HOST,
+) -> None:  # fmt: skip
     """Serves the ledger until SIGTERM or SIGINT.
 
     Args:
@@ -38,24 +43,31 @@ def run(
         hosts: names besides loopback ones that the Host header may hold where *host* is a loopback address; those in
             SPENDMETER_SERVE_HOSTS, with commas between, are added.
         note: a line for the message at the start.
+        access: who may come in, and how.
 
     Raises:
         LedgerError: the ledger cannot be opened or read.
-        ConfigError: the address cannot be listened on, or an OTEL_* setting makes no sense.
+        ConfigError: the address cannot be listened on, an OTEL_* setting makes no sense, TLS files are of no use, or a token is
+            needed and there is none.
     """
     _log_to_stderr()
+    secure = tls.context(*access.tls) if access.tls else None
     book = Book(settings)
     with contextlib.closing(book):
         book.check()
         if exports():
             _try_exporter(book)
+        keeper = Keeper(book) if access.needs_token(host) else None
+        if keeper:
+            keeper.check()
         sockets = _listen(host, port)
         workers = Workers(book, config)
-        names = _allowed(host, hosts)
-        server = _Server(_uvicorn(create_app(book, workers, names)))
+        writes = Buckets(WRITES_PER_S, WRITES_AT_ONCE) if access.beyond(host) else None
+        app = create_app(book, workers, None if keeper else _allowed(host, hosts), keeper, writes)
+        server = _Server(_uvicorn(app, secure, access.proxies))
         workers.start()
         try:
-            _say_hello(settings, host, sockets[0].getsockname()[1], note)
+            _say_hello(settings, host, sockets[0].getsockname()[1], access, note)
             server.run(sockets=sockets)
         finally:
             workers.stop()
@@ -79,11 +91,14 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _uvicorn(app: object) -> uvicorn.Config:
-    return uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none", timeout_keep_alive=KEEP_ALIVE_S,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=GRACE_S, lifespan="on",
+def _uvicorn(app: object, secure: ssl.SSLContext | None = None, proxies: Sequence[str] = ()) -> uvicorn.Config:
+    made = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, proxy_headers=bool(proxies), forwarded_allow_ips=list(proxies),  # type: ignore[arg-type]
+        ws="none", timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S, lifespan="on", http=Protocol,
     )  # fmt: skip
+    made.load()
+    made.ssl = secure  # of its own making it would ask for a passphrase on the terminal
+    return made
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -102,7 +117,7 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # by the protocol asyncio knows that it may set TCP_NODELAY
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -142,9 +157,9 @@ def _try_exporter(book: Book) -> None:
     Exporter(book.ledger()).close()
 
 
-def _say_hello(settings: Settings, host: str, port: int, note: str) -> None:
+def _say_hello(settings: Settings, host: str, port: int, access: Access, note: str) -> None:
     shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{port}"
+    url = f"{'https' if access.tls else 'http'}://{shown}:{port}"
     zero_s = settings.zero_first_s
     first = f"at 0 for {zero_s:g} s first" if zero_s else "with their value at once (zero_first is 0)"
     lines = [
@@ -154,10 +169,18 @@ def _say_hello(settings: Settings, host: str, port: int, note: str) -> None:
         f"  API      {url}/api/v1/openapi.json",
         f"  new series are shown {first}; OTLP is {'on' if exports() else 'off: no endpoint is set'}",
     ]
-    if not is_loopback(host):
-        lines.append(f"  anyone who can reach {host} can read all of it: there is no password")
-    sys.stderr.write("\n".join([*lines, *([f"  {note}"] if note else [])]) + "\n")
+    sys.stderr.write("\n".join([*lines, *_doors(host, access), *([f"  {note}"] if note else [])]) + "\n")
     sys.stderr.flush()
+
+
+def _doors(host: str, access: Access) -> Iterator[str]:
+    """What there is to know of who can come in; nothing where it is this machine alone."""
+    if access.needs_token(host):
+        yield "  every request needs a token"
+        if not access.tls and not access.proxies and not is_loopback(host):
+            yield "  tokens cross the network in the clear: give --tls-cert and --tls-key, or stand behind a proxy with TLS (--proxy)"
+    elif access.beyond(host):
+        yield f"  anyone who can reach {host} can read and write all of it: no token is asked for"
 
 
 def _log_to_stderr() -> None:

@@ -6,22 +6,30 @@ import ipaddress
 import logging
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+if TYPE_CHECKING:
+    from spendmeter.ledger.tokens import Token
+
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # not no-referrer, with which browsers post our own forms with "Origin: null"
     "x-frame-options": "DENY",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})  # methods that change nothing
+HSTS = "max-age=31536000"  # a year in which browsers come by https alone
+COOKIE = "spendmeter_token"
 IS_HEAD = "spendmeter.head"  # scope key: the client wants no body
+TOKEN = "spendmeter.token"  # noqa: S105 - scope key: the Token of a request that came through the doors
 log = logging.getLogger("spendmeter.server")
 
 
@@ -41,6 +49,12 @@ def host_of(header: str) -> str:
     return name.lower().rstrip(".")
 
 
+def may(scope: Scope, needs: str) -> bool:
+    """Whether the request of this ASGI scope may do what the token scope *needs* is for; where there are no doors it may."""
+    token: Token | None = scope.get(TOKEN)
+    return token is None or token.allows(needs)
+
+
 class TrustedHosts:
     """Refuses names that a foreign page may have pointed at this machine (DNS rebinding)."""
 
@@ -58,6 +72,36 @@ class TrustedHosts:
             return
         said = "this Host is not served; name it in SPENDMETER_SERVE_HOSTS to allow it\n"
         await PlainTextResponse(said, 400)(scope, receive, send)
+
+
+class SameOrigin:
+    """Refuses what a foreign page makes a browser send here, the one thing that neither CORS nor a loopback address prevents.
+
+    A bearer token is never sent by a browser of its own accord. Else: Sec-Fetch-Site decides, then the Origin header beside Host; a
+    request with neither is no browser's and passes, unless it has the page's cookie.
+    Source: https://pkg.go.dev/net/http#CrossOriginProtection does the same.
+    """
+
+    def __init__(self, app: ASGIApp, refused: Callable[[str], Response]) -> None:
+        self._app, self._refused = app, refused  # path -> what to answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on what changes nothing, and what comes from our own page or from no browser."""
+        if scope["type"] != "http" or scope["method"] in SAFE or is_ours(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+        else:
+            await self._refused(scope["path"])(scope, receive, send)
+
+
+def is_ours(headers: Headers) -> bool:
+    """Whether a request with these headers is our own page's, or no browser's."""
+    if headers.get("authorization", "").lower().startswith("bearer "):
+        return True
+    if site := headers.get("sec-fetch-site"):
+        return site in ("same-origin", "none")
+    if origin := headers.get("origin"):
+        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    return f"{COOKIE}=" not in headers.get("cookie", "")
 
 
 class Armoured:
@@ -81,6 +125,8 @@ class Armoured:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if scope.get("scheme") == "https":
+                    headers.setdefault("strict-transport-security", HSTS)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)

@@ -104,6 +104,11 @@ def error_page(status: int, title: str, detail: str, headers: Mapping[str, str] 
     return html("error.html", {"status": status, "title": title, "detail": detail}, status, headers)
 
 
+def login_page(status: int = 200, detail: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """The form that takes a token, with what was wrong with the last one."""
+    return html("login.html", {"detail": detail}, status, headers)
+
+
 def _environment() -> Environment:
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     env = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

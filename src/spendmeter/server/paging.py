@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import replace
+from typing import Any
 
 from spendmeter.ledger import Ledger
 from spendmeter.ledger.query import RunLine, Where, runs
 
 Place = tuple[int, str, str]  # end in ms, session, run key
+FAR_MS = 1 << 53  # no time of ours lies beyond
 
 
 def page(ledger: Ledger, where: Where, limit: int, cursor: str | None = None) -> tuple[list[RunLine], str | None]:
@@ -19,9 +20,9 @@ def page(ledger: Ledger, where: Where, limit: int, cursor: str | None = None) ->
     Raises:
         ValueError: *cursor* is none of ours.
     """
-    found = _after(ledger, where, limit + 1, _read(cursor)) if cursor else runs(ledger, where, limit + 1)
+    found = _after(ledger, where, limit + 1, decode(cursor, 2)) if cursor else runs(ledger, where, limit + 1)
     shown = found[:limit]
-    return shown, _write(shown[-1]) if len(found) > limit else None
+    return shown, encode(*_place(shown[-1])) if len(found) > limit else None
 
 
 def _after(ledger: Ledger, where: Where, count: int, place: Place) -> list[RunLine]:
@@ -47,13 +48,22 @@ def _place(run: RunLine) -> Place:
     return run.ended_ms or 0, run.session, run.run_key
 
 
-def _write(run: RunLine) -> str:
-    return base64.urlsafe_b64encode(json.dumps(_place(run), separators=(",", ":")).encode()).decode().rstrip("=")
+def encode(at_ms: int, *names: str) -> str:
+    """A place in a list as the text of a cursor."""
+    return base64.urlsafe_b64encode(json.dumps([at_ms, *names], separators=(",", ":")).encode()).decode().rstrip("=")
 
 
-def _read(cursor: str) -> Place:
+def decode(cursor: str, names: int) -> tuple[Any, ...]:
+    """The time and the *names* names that *cursor* holds.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
     try:
-        ended, session, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return int(ended), str(session), str(key)
-    except (ValueError, TypeError, binascii.Error):
-        raise ValueError("not a cursor of this list; leave it out to begin again") from None
+        told = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        at_ms, *rest = told
+        if type(at_ms) is int and abs(at_ms) <= FAR_MS and len(rest) == names and all(type(x) is str for x in rest):
+            return at_ms, *rest
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ValueError("not a cursor of this list; leave it out to begin again")

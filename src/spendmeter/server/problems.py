@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from spendmeter.errors import LedgerError
 from spendmeter.server import pages
 
-API = "/api/"
+API = ("/api/", "/token-events")
 RETRY_S = "5"
+ANONYMOUS = "spendmeter.anonymous"  # scope key: nobody has said who asks, though there are doors
 
 
 class FieldError(BaseModel):
@@ -57,10 +58,13 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {s: {"description": HTTPStatus(s).phrase, "content": schema} for s in statuses}
 
 
-def describe(schema: dict[str, Any]) -> dict[str, Any]:
-    """Adds what ``responses`` refers to, to an OpenAPI document."""
+def describe(schema: dict[str, Any], *, needs_token: bool) -> dict[str, Any]:
+    """Adds what ``responses`` refers to, to an OpenAPI document, and the token that requests need."""
     _, found = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
     schema.setdefault("components", {}).setdefault("schemas", {}).update(found["$defs"])
+    if needs_token:
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}]
     return schema
 
 
@@ -83,9 +87,30 @@ def answer(path: str, status: int, detail: str, errors: Sequence[FieldError] = (
     if path.startswith(API):
         body = Problem(title=title, status=status, detail=detail, errors=list(errors)).model_dump()
         return ProblemResponse(body, status, headers=headers)
-    if path == "/" or path.startswith("/runs"):
+    if _is_page(path):
         return pages.error_page(status, title, detail, headers)
     return PlainTextResponse(f"{detail}\n", status, headers=headers)
+
+
+def refused(path: str, status: int, detail: str, headers: Mapping[str, str]) -> Response:
+    """Who is not let in gets the form to log in from a page, and a problem document from anything else."""
+    if _is_page(path):
+        return pages.login_page(status, detail, headers)
+    return ProblemResponse(Problem(title=HTTPStatus(status).phrase, status=status, detail=detail).model_dump(), status, headers=headers)
+
+
+def unavailable(path: str) -> Response:
+    """503 for who may not know why: the reason names the ledger."""
+    return answer(path, 503, "the ledger cannot be read now; the daemon's log says why", headers={"retry-after": RETRY_S})
+
+
+def foreign(path: str) -> Response:
+    """403 for a browser that another site's page has sent here."""
+    return answer(path, 403, "a page of another origin sent this; only spendmeter's own page may")
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/runs")
 
 
 async def _bad_field(request: Request, e: Any) -> Response:
@@ -102,6 +127,8 @@ def _said(told: Mapping[str, Any]) -> str:
 
 
 async def _ledger(request: Request, e: Any) -> Response:
+    if request.scope.get(ANONYMOUS):
+        return unavailable(request.url.path)
     return answer(request.url.path, 503, str(e), headers={"retry-after": RETRY_S})
 
 

@@ -1,4 +1,4 @@
-"""What ten budgets add to a /metrics page over a long history: run it as ``python benchmarks/bench_budgets.py [RUNS]``.
+"""What ten budgets add to a /metrics page over a long history: run it as ``python benchmarks/budgets.py [RUNS]``.
 
 RUNS runs (200,000) of three entries each, over a year, put straight into an SQLite ledger; 2,000 series. The budgets are of every kind:
 by agent, model, attribute and repository, per task and per team, calendar months, weeks and days, rolling hours, totals. The page without
