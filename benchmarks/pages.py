@@ -36,7 +36,10 @@ VIEWS = (
     "/runs",
     "/runs/last",
 )
-FLOOR = "select r.agent, sum(e.tokens_in), sum(e.reported_nusd) from entries e join runs r on r.session_id = e.session_id and r.run_key = e.run_key group by r.agent"
+FLOOR = (
+    "select r.agent, sum(e.tokens_in), sum(e.reported_nusd) from entries e "
+    "join runs r on r.session_id = e.session_id and r.run_key = e.run_key group by r.agent"
+)
 
 
 def fill(ledger: Ledger, runs: int) -> None:

@@ -38,7 +38,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(server: Server) -> tuple[str, str]:
     """URLs of two ledgers on PostgreSQL, to be emptied for each use."""
-    return server.database(), server.schema()
+    return server.database(), server.database()
 
 
 def texts(chain: Chain) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from spendmeter.parsers import Stream, places, read_file
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import FOREVER, Rule
 from spendmeter.reconcile.split import split
-from spendmeter.records import Claim, Finish, Observation, Tags, Usage, total
+from spendmeter.records import Base, Call, Claim, Finish, Level, Moment, Observation, Tags, Usage, total
 from tests.runs import (
     FILES_TELL_LESS,
     STDOUT_TELLS_LESS,
@@ -180,3 +180,24 @@ def test_totals_never_fall_as_time_goes_on() -> None:
         for now in map(total, (c.values() for c in rule.along(points))):
             assert now == now.join(low)
             low = now
+
+
+def test_a_fork_of_a_compacted_fork_starts_from_it() -> None:
+    """Of a session whose only own calls were a compaction's, a fork repeats no call; the row of the compaction tells whose it is."""
+    p, f, g = ("claude", "p"), ("claude", "f"), ("claude", "g")
+
+    def level(who: tuple[str, str], n: int, read: int) -> Level:
+        return Level(*who, "m", Usage(tokens_in=n), "e", f"r{read}", 0, None, read)
+
+    call = [Call("claude", "c1", "p", Usage(tokens_in=100), "m", "m", 10, "file", copied_to=to) for to in (None, "f", "g")]
+    told = [
+        Moment(*p, "own", 1), *call, level(p, 100, 20),
+        Moment(*f, "own", 30), Base(*f, "mark", "compact-1", None), level(f, 140, 40),  # 40 of its own, in no row
+        Moment(*g, "own", 50), Base(*g, "mark", "compact-1", None), Base(*g, "mark", "compact-2", None), level(g, 170, 60),
+    ]  # fmt: skip
+    for order in permutations(range(3)):
+        book = Book()
+        for i in order:
+            book.add_all([o for o in told if getattr(o, "session", "") == "pfg"[i] or getattr(o, "copied_to", None) == "pfg"[i]])
+        own = {s: total(u for u in Rule(*book.gather(book.at("claude", s))).cells().values()).tokens_in for s in "pfg"}
+        assert own == {"p": 100, "f": 40, "g": 30}

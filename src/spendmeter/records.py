@@ -156,7 +156,8 @@ class Base:
     """What a session's readings held before its own first usage, as one source states it.
 
     ``kind`` "stated": true for the session (Codex). "restored": what one process had restored, by ``source``;
-    ``by_model`` is None where that process did not say. "parent": by_model's only key is the parent session.
+    ``by_model`` is None where that process did not say. "parent": by_model's only key is the parent session. "mark": ``source`` names
+    a row that forks repeat, and nothing else is said: of those that hold it, the oldest session is an ancestor of the others.
     """
 
     cli: str

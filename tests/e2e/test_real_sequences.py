@@ -64,7 +64,8 @@ class Life:
 
     def step(self) -> None:
         """Runs the CLI once, some way or other."""
-        sessions = sorted(p.stem for p in (self.home / ".claude" / "projects").glob("*/*.jsonl"))
+        files = sorted((self.home / ".claude" / "projects").glob("*/*.jsonl"), key=lambda p: p.stat().st_ctime_ns)
+        sessions = [p.stem for p in files]  # in an order that follows from the seed, not from their ids
         how = self.choose.choice(["new", "resume", "resume", "fork"]) if sessions else "new"
         cases = [c for c in PLAN if c != "CASE-SUB"] + ([] if how == "new" else ["/compact"])
         case = self.choose.choice(cases)

@@ -241,23 +241,29 @@ class Ledger:
             row = conn.execute(select(t.sources).where(t.sources.c.path == path)).first()
             return (row.identity, row.digest) if row else None
 
-    def facts_about(self) -> dict[str, Any]:
-        """Instance id, start time and sizes of the ledger: ``{"ledger_id", "created_ms", "sessions", "calls", "unsettled", "bytes"}``."""
+    def identity(self) -> dict[str, Any]:
+        """What costs little to tell, however long the history: ``{"ledger_id", "created_ms", "sessions", "unsettled"}``."""
         with self.read() as conn:
-            meta = {r.key: r.value for r in conn.execute(select(t.meta))}
-            unsettled = select(func.count()).select_from(t.sessions).where(t.sessions.c.settle_at_ms.is_not(None))
-            one = [conn.execute(q).scalar_one() for q in (*[select(func.count()).select_from(x) for x in (t.sessions, t.calls)], unsettled)]
-            size = None
+            return _identity(conn)
+
+    def facts_about(self) -> dict[str, Any]:
+        """As ``identity``, and ``"calls"`` (counted one by one) and ``"bytes"``, None where the database does not tell."""
+        with self.read() as conn:
+            out = _identity(conn) | {"calls": conn.execute(select(func.count()).select_from(t.calls)).scalar_one(), "bytes": None}
             if conn.dialect.name == "sqlite":
-                size = conn.exec_driver_sql("select page_count * page_size from pragma_page_count, pragma_page_size").scalar_one()
-        return {
-            "ledger_id": meta["ledger_id"],
-            "created_ms": int(meta["created_ms"]),
-            "sessions": one[0],
-            "calls": one[1],
-            "unsettled": one[2],
-            "bytes": size,
-        }
+                out["bytes"] = conn.exec_driver_sql("select page_count * page_size from pragma_page_count, pragma_page_size").scalar_one()
+        return out
+
+
+def _identity(conn: Connection) -> dict[str, Any]:
+    meta = {r.key: r.value for r in conn.execute(select(t.meta))}
+    unsettled = select(func.count()).select_from(t.sessions).where(t.sessions.c.settle_at_ms.is_not(None))
+    return {
+        "ledger_id": meta["ledger_id"],
+        "created_ms": int(meta["created_ms"]),
+        "sessions": conn.execute(select(func.count()).select_from(t.sessions)).scalar_one(),
+        "unsettled": conn.execute(unsettled).scalar_one(),
+    }
 
 
 def _exemplar(run: dict[str, Any], settings: Settings) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from spendmeter.ledger import costing, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.kin import Age, age, disowned
+from spendmeter.reconcile.kin import Age, age, disowned, marks
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
 from spendmeter.records import Level, Usage
@@ -34,7 +34,7 @@ def affected(conn: Connection, grown: Iterable[int]) -> set[int]:
         forks = (
             select(t.sessions.c.id).join(t.finishes, t.finishes.c.fingerprint == t.sessions.c.wants).where(t.finishes.c.session_id == sid)
         )
-        for query in (kin.distinct(), twins.distinct(), forks.distinct()):
+        for query in (kin.distinct(), twins.distinct(), forks.distinct(), _marked(sid)):
             out |= {int(r[0]) for r in conn.execute(query)}
     return out
 
@@ -51,8 +51,19 @@ def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
         fact = call_fact(row)
         copied[fact.call_id] = copied[fact.call_id].join(fact) if fact.call_id in copied else fact
         owners.add(int(row.session_id))
+    for mark in sorted(marks(facts)):
+        holders = conn.execute(select(t.bases.c.session_id).where(t.bases.c.kind == "mark", t.bases.c.source == mark))
+        owners.add(min([sid, *(int(r.session_id) for r in holders)], key=lambda s: _age(store, s)))
+    owners.discard(sid)
     levels = tuple(v for owner in sorted(owners) for v in _dated(conn, owner, facts))
     return mine, Foreign(copied, levels, _peers(store, sid, mine))
+
+
+def _marked(sid: int) -> Any:
+    """Sessions that hold a row of this one's, or it one of theirs."""
+    mine = t.bases.alias()
+    same = (t.bases.c.kind == mine.c.kind) & (t.bases.c.source == mine.c.source)
+    return select(t.bases.c.session_id).join(mine, same).where(mine.c.session_id == sid, mine.c.kind == "mark").distinct()
 
 
 def _age(store: Store, sid: int) -> Age:

@@ -77,7 +77,10 @@ parts = Table(
     Column("role", Text, nullable=False), Column("guess", Boolean, nullable=False),
 )  # fmt: skip
 
-bases = Table("bases", META, _key("session_id", Integer), _key("kind"), _key("source"), Column("by_model", Text))
+bases = Table(
+    "bases", META, _key("session_id", Integer), _key("kind"), _key("source"), Column("by_model", Text),
+    Index("ix_bases_source", "source"),
+)  # fmt: skip
 
 prompts = Table("prompts", META, _key("session_id", Integer), _key("at_ms", BIG))
 

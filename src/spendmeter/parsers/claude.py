@@ -34,6 +34,7 @@ MARKS = (
     b'"queue-operation"',
     b'"api-request"',
     b'"modelUsage"',
+    b'"compact_boundary"',
 )
 SYNTHETIC = "<synthetic>"
 _OUTCOMES = {"success": "ok", "error_max_turns": "max_turns", "error_max_budget_usd": "max_budget"}
@@ -56,7 +57,8 @@ def is_stdout(row: dict[str, Any]) -> bool:
 
 def is_file(row: dict[str, Any]) -> bool:
     """Whether *row* stands in a claude transcript; the messages of qwen's look-alikes have parts."""
-    if row.get("type") not in _FILE_TYPES or not isinstance(row.get("sessionId"), str) or "payload" in row:
+    known = row.get("type") in _FILE_TYPES or row.get("subtype") == "compact_boundary"
+    if not known or not isinstance(row.get("sessionId"), str) or "payload" in row:
         return False
     return "parts" not in mapping(row.get("message"))
 
@@ -155,6 +157,8 @@ class FileReader:
             self._assistant(line, r, session, at)
         elif kind == "cost-state":
             self._cost_state(line, r, session)
+        elif r.get("subtype") == "compact_boundary" and (mark := text(r.get("uuid"))):
+            self.out.append(Base(NAME, session, "mark", mark, None))  # a fork of it may repeat nothing else of this session's own
         if at is not None:
             self._last_ms = at if self._last_ms is None else max(self._last_ms, at)
             if not r.get("requestSessionId"):

@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import fields, replace
 
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
-from spendmeter.reconcile.kin import age, disowned
+from spendmeter.reconcile.kin import age, disowned, marks
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip
 
@@ -46,6 +46,9 @@ class Book:
                 fact = other.calls[call_id]
                 copied[call_id] = copied[call_id].join(fact) if call_id in copied else fact
                 owners.add(key)
+        for mark in marks(facts):
+            owners.add(min((k for k, o in self.sessions.items() if mark in marks(o)), key=lambda key: age(self.sessions[key])))
+        owners.discard(me)
         levels = tuple(v for key in sorted(owners) for v in self.sessions[key].levels.values() if v.epoch)
         peers = frozenset(f.total for other in others.values() for f in other.finishes.values())
         return mine, Foreign(copied, levels, peers)

@@ -20,6 +20,11 @@ def age(facts: SessionFacts) -> Age:
     return min((c.at_ms for c in facts.calls.values() if c.at_ms is not None), default=UNDATED), facts.session
 
 
+def marks(facts: SessionFacts) -> set[str]:
+    """Rows of the session that its forks repeat, besides calls."""
+    return {source for kind, source in facts.bases if kind == "mark"}
+
+
 def disowned(
     me: K, facts: SessionFacts, holders: Mapping[str, Sequence[tuple[K, CallFact]]], age_of: Callable[[K], Age]
 ) -> tuple[SessionFacts, dict[str, CallFact], set[K]]:

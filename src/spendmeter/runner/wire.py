@@ -33,7 +33,7 @@ _CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("Call", "view"): ("file", "stdout", "otlp"),
     ("Call", "role"): ("main", "hidden"),
     ("Part", "role"): ("main", "hidden", "any"),
-    ("Base", "kind"): ("stated", "restored", "parent"),
+    ("Base", "kind"): ("stated", "restored", "parent", "mark"),
     ("Moment", "kind"): ("own", "prompt"),
     ("Finish", "outcome"): ("ok", "error", "max_turns", "max_budget", "interrupted", "killed", "unknown"),
 }

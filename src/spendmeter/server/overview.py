@@ -65,7 +65,7 @@ def overview(ledger: Ledger, asked: Asked) -> Overview:
     sums = {p: report(ledger, [], where=asked.where(p)).total for p in PERIODS}
     period = asked.period or ("month" if sums["month"].runs else "all")
     where = asked.where(period)
-    facts = ledger.facts_about()
+    facts = ledger.identity() | {"calls": sums["all"].calls}
     chart, _ = spend(ledger, where, asked.zone, asked.today().date())
     empty = not sums["all"].runs and (not asked.filters or not runs(ledger, Where(), 1))
     return Overview(

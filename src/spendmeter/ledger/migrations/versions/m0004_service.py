@@ -18,6 +18,7 @@ def upgrade() -> None:
 
 
 def _closed_sessions() -> None:
+    op.create_index("ix_bases_source", "bases", ["source"])
     op.add_column("sessions", sa.Column("closed_ms", sa.BigInteger(), nullable=True))
     op.create_table(
         "closed_calls",
