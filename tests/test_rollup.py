@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 
 from spendmeter.config import Settings
 from spendmeter.ingest import ingest_paths, sync
-from spendmeter.ledger import Ledger, query, rollup
+from spendmeter.ledger import Ledger, now_ms, query, rollup
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import Where
 from spendmeter.ledger.verify import verify
@@ -90,12 +90,12 @@ def test_what_is_read_again_or_tagged_later_moves_the_hours_too(ledger: Ledger) 
     folders = sorted((ROOT / "claude").iterdir())[:12]
     for folder in folders:
         ingest_paths(ledger, [str(folder / "stdout")], tags=Tags("early", "T-1"))
-    assert ledger.fold() > 0
+    assert ledger.fold(now_ms() + HOUR) > 0  # the current hour too
     for folder in folders:
         sync(ledger, home=folder / "home")
     ingest_paths(ledger, [str(f / "stdout") for f in folders[::2]], tags=Tags("late", "T-2"))
     assert verify(ledger) == []
-    ledger.fold()
+    ledger.fold(now_ms() + HOUR)
     assert verify(ledger) == []
     with ledger.read() as conn:
         assert conn.execute(select(func.count()).select_from(t.stale_hours)).scalar_one() == 0
@@ -107,7 +107,7 @@ def test_what_is_read_again_or_tagged_later_moves_the_hours_too(ledger: Ledger) 
 def test_a_wrong_hour_is_found(ledger: Ledger) -> None:
     """verify names an hour whose sums are not those of its entries."""
     ingest_paths(ledger, [str(ROOT / "claude" / "json-tool" / "stdout")], tags=Tags("a", "T-1"))
-    ledger.fold()
+    ledger.fold(now_ms() + HOUR)
     with ledger.write() as conn:
         conn.execute(text("update hours set tokens_in = tokens_in + 1 where dim = 'agent'"))
     assert [d.what for d in verify(ledger)] == ["hours"]
