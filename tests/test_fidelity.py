@@ -1,4 +1,4 @@
-"""The judge of tools/fidelity.py in one process, for every CLI but Claude Code (tests/test_ledger.py has that)."""
+"""Every captured run of every CLI but Claude Code (tests/test_ledger.py has that), through the command and the ledger, in one process."""
 
 from __future__ import annotations
 
