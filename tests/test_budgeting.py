@@ -78,7 +78,7 @@ def test_a_state_as_json() -> None:
     one = budget("ops", MONTH, "usd", 2_500_000_000, per="team", action="block", owner="ops", description="d", thresholds=(MOST,))
     assert State(one, "blue", WINDOW, 3_000_000_001, 7, 5, None).as_dict() == {
         "name": "ops", "value": "blue", "per": "team", "action": "block", "owner": "ops", "description": "d", "unit": "usd",
-        "period": {"kind": "month", "timezone": "UTC", "start": "2026-11-01T00:00:00+00:00", "end": "2026-12-01T00:00:00+00:00",
+        "period": {"kind": "month", "timezone": "UTC", "start": "2026-11-01T00:00:00.000+00:00", "end": "2026-12-01T00:00:00.000+00:00",
                    "seconds": 30 * 86_400},
         "limit_usd": "2.500000", "spent_usd": "3.000000001", "remaining_usd": "-0.500000001", "reserved_usd": "0.000000005",
         "forecast_usd": None, "unpriced_tokens": 7, "share": "1.2000", "over": True,

@@ -115,10 +115,10 @@ def test_a_pipe_gets_every_line_in_full(filled: Ledger) -> None:
     assert [re.split(r" {2,}", line) for line in (lines[0], lines[1], lines[2], lines[10], lines[11])] == [
         ["budget", "value", "period", "spent", "limit", "unit", "share", "reserved", "forecast", "ends", "action"],
         ["headless", "-", "month from 1, Europe/Berlin", "16.000000016", "100.000000", "usd", "0.1600", "0.250000",
-         listed()[0]["forecast_usd"], "2026-11-30T23:00:00+00:00", "alert"],
+         listed()[0]["forecast_usd"], "2026-11-30T23:00:00.000+00:00", "alert"],
         ["task-cap", "T-6", "total", "7.000000007", "5.000000", "usd", "1.4000", "0.000000", "-", "-", "block"],
-        ["tokens", "-", "rolling 5h", "2100000", "2000000", "tokens", "1.0500", "5000", "-", "2026-11-02T12:01:00+00:00", "kill"],
-        ["starts", "-", "day, UTC", "6", "30", "runs", "0.2000", "0", str(6 + 6 * 719 // 360), "2026-11-03T00:00:00+00:00", "warn"],
+        ["tokens", "-", "rolling 5h", "2100000", "2000000", "tokens", "1.0500", "5000", "-", "2026-11-02T12:01:00.000+00:00", "kill"],
+        ["starts", "-", "day, UTC", "6", "30", "runs", "0.2000", "0", str(6 + 6 * 719 // 360), "2026-11-03T00:00:00.000+00:00", "warn"],
     ]  # fmt: skip
     assert len(lines) == 12
 

@@ -26,9 +26,8 @@ from spendmeter.ledger.engine import ConnectionLostError
 from spendmeter.ledger.exposition import exposition
 from spendmeter.ledger.query import report, runs
 from spendmeter.ledger.verify import verify
-from spendmeter.plans.model import iso
 from spendmeter.projections.prometheus import render
-from spendmeter.records import Tags, Usage, usd_text
+from spendmeter.records import Tags, Usage, iso, usd_text
 from spendmeter.token_events import SCOPES, Asked, ConflictError, TokenEventError, find, page, read, read_all, record, summary
 from spendmeter.token_events.fields import COUNT_MAX
 from spendmeter.token_events.model import BATCH_MAX, FIELDS, schema

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -84,6 +85,11 @@ def to_nusd(usd: object) -> int | None:
     except ArithmeticError:
         return None
     return int((value * NANO).to_integral_value()) if value.is_finite() and 0 <= value < MAX_USD else None
+
+
+def iso(at_ms: int) -> str:
+    """``2026-11-02T12:00:00.000+00:00``"""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def usd(nusd: int) -> Decimal:

@@ -20,7 +20,7 @@ def command(app: App, file: Path, as_json: bool) -> None:
     """
     from spendmeter.ledger import planning
     from spendmeter.plans.file import read
-    from spendmeter.plans.model import iso
+    from spendmeter.records import iso
 
     plan = read(file)
     with app.ledger() as ledger:

@@ -6,7 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -24,7 +23,7 @@ from spendmeter.ledger.posting import label
 from spendmeter.ledger.readings import Reading, edges, readings
 from spendmeter.ledger.reservations import Reservation
 from spendmeter.ledger.spend import Sum, spent_one
-from spendmeter.records import usd
+from spendmeter.records import iso, usd
 
 if TYPE_CHECKING:
     from spendmeter.ledger import Ledger
@@ -88,12 +87,8 @@ class State:
     def _period(self) -> dict[str, Any]:
         period, window, total = self.budget.period, self.window, self.budget.period.kind == "total"
         seconds = None if window.length_ms is None else window.length_ms // 1000
-        start, end = None if total else _iso(window.start_ms), None if window.end_ms is None else _iso(window.end_ms)
+        start, end = None if total else iso(window.start_ms), None if window.end_ms is None else iso(window.end_ms)
         return {"kind": period.kind, "timezone": period.timezone, "start": start, "end": end, "seconds": seconds}
-
-
-def _iso(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
 
 def states(ledger: Ledger, budgets: Budgets, at_ms: int, subject: Subject | None = None) -> list[State]:

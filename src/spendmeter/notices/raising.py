@@ -18,7 +18,7 @@ from spendmeter.ledger import schema as t
 from spendmeter.ledger.budgeting import State, states
 from spendmeter.ledger.store import dump
 from spendmeter.notices.delivery import percent, tells
-from spendmeter.plans.model import iso
+from spendmeter.records import iso
 
 TYPE = "budget.threshold"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from spendmeter.records import usd_text
+from spendmeter.records import iso, usd_text
 
 Slot = tuple[str | None, str | None, str | None]  # workflow, stage, agent
 SLOT = ("workflow", "stage", "agent")
@@ -83,11 +82,6 @@ class Snapshot:
             "description": self.plan.description, "estimates": len(self.plan.estimates), "cost_usd": usd_text(figures.pop("cost_nusd")),
             **figures,
         }  # fmt: skip
-
-
-def iso(at_ms: int) -> str:
-    """``2026-11-02T12:00:00.000+00:00``"""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def summed(figures: Iterable[Figures]) -> Figures:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from spendmeter.plans.model import Estimate, Figures, Slot, Snapshot, iso, summed
-from spendmeter.records import usd_text
+from spendmeter.plans.model import Estimate, Figures, Slot, Snapshot, summed
+from spendmeter.records import iso, usd_text
 
 
 class Actual(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ import spendmeter
 from spendmeter.ledger.amounts import Amounts
 from spendmeter.ledger.budgeting import State
 from spendmeter.ledger.periods import zone
-from spendmeter.records import usd_text
+from spendmeter.records import iso, usd_text
 
 UNKNOWN = "–"
 OUTCOMES = {
@@ -82,11 +82,6 @@ def moment(ms: int | None, tz: str, now: datetime | None = None, *, seconds: boo
     at, today = _local(ms, place), now or datetime.now(place)
     year = "" if at.year == today.year else f" {at.year}"
     return f"{at.day} {at:%b}{year}, {at:%H:%M:%S}" if seconds else f"{at.day} {at:%b}{year}, {at:%H:%M}"
-
-
-def iso(ms: int) -> str:
-    """For the datetime attribute."""
-    return _local(ms, UTC).isoformat(timespec="milliseconds")
 
 
 def _local(ms: int, place: ZoneInfo | Any) -> datetime:

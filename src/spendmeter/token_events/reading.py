@@ -12,8 +12,7 @@ from sqlalchemy import ColumnElement, select, tuple_
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.query import Where, within
-from spendmeter.plans.model import iso
-from spendmeter.records import usd_text
+from spendmeter.records import iso, usd_text
 from spendmeter.token_events.model import FIELDS, tokens_total
 
 Place = tuple[int, str]  # time of an event in ms, its id
