@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,10 @@ from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from tests.made import Made, empty
 from tests.pg import Server
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # a shell's background job, or nohup, would hand them on ignored
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -158,7 +158,7 @@ def test_a_child_that_ignores_sigterm_is_killed_in_the_end(wrapper: Wrapper) -> 
 
 def test_stop_and_continue_are_mirrored(wrapper: Wrapper) -> None:
     """SIGTSTP stops child and wrapper, so a shell sees its job stopped; SIGCONT continues both."""
-    run = wrapper.start("sh", "-c", "echo ready; sleep 2; echo done")
+    run = wrapper.start("sh", "-c", "echo ready; sleep 2; echo done", process_group=0)  # in an orphaned group SIGTSTP stops nobody
     assert run.stdout is not None
     assert run.stdout.readline() == b"ready\n"
     os.kill(run.pid, signal.SIGTSTP)
