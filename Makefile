@@ -3,6 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
+BENCHES := budgets events pages run_overhead scrape sync
 LEDGER := $(CURDIR)/.cache/demo/ledger.db
 
 help: ## List the targets
@@ -55,6 +56,6 @@ otelcol: ## Build the small OpenTelemetry Collector that the tests run
 	@scripts/build_otelcol.sh
 
 bench: $(DEV) ## Print the benchmark tables
-	@for b in benchmarks/*.py; do $(PY) $$b; done
+	@for b in $(BENCHES); do $(PY) benchmarks/$$b.py || exit 1; done
 
 .PHONY: help run test check parts fmt lint types e2e gen docs otelcol bench
