@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from spendmeter.errors import ParseError
 from spendmeter.parsers import Stream, names, open_stream, read, read_file
+from spendmeter.parsers.claude_rows import call_id
 from spendmeter.records import Call, Finish, Level, Observation, Skip
 from tests.runs import ROOT
 
@@ -139,8 +140,40 @@ def test_every_usage_line_ends_as_an_observation_or_a_skip() -> None:
     for path in sorted((ROOT / "claude").glob("*/home/**/*.jsonl")):
         rows = [json.loads(x) for x in path.read_text().splitlines()]
         real = [r for r in rows if r["type"] == "assistant" and r["message"].get("usage") and r["message"]["model"] != "<synthetic>"]
+        ids = {
+            call_id(r.get("requestId"), r["message"].get("id"), r.get("requestSessionId") or r["sessionId"], r.get("uuid")) for r in real
+        }
         seen = read_file(path)[0]
-        assert len([o for o in seen if isinstance(o, Call)]) + len([o for o in seen if isinstance(o, Skip)]) == len(real)
+        assert {o.call_id for o in seen if isinstance(o, Call)} == ids
+        assert not [o for o in seen if isinstance(o, Skip)]
+
+
+def test_rows_of_one_call_become_one_and_others_stay_apart() -> None:
+    """Neighbouring rows of a call join by maximum; rows without any id are calls of their own, however alike."""
+
+    def row(uuid: str, out: int, **ids: str) -> dict[str, object]:
+        message = {"model": "m", "usage": {"input_tokens": 5, "output_tokens": out}} | ({"id": ids["mid"]} if "mid" in ids else {})
+        own = {"requestId": ids["rid"]} if "rid" in ids else {}
+        return {"type": "assistant", "sessionId": "s", "uuid": uuid, "timestamp": "2026-11-01T10:00:00Z", "message": message} | own
+
+    rows = [
+        row("a", 9, rid="r"),
+        row("b", 159, rid="r"),
+        row("c", 9, rid="r"),
+        row("d", 7),
+        row("e", 7),
+        row("f", 1, mid="x"),
+        row("g", 2, mid="x"),
+    ]
+    calls = [o for o in told("\n".join(map(json.dumps, rows)).encode() + b"\n") if isinstance(o, Call)]
+    assert [(c.call_id, c.usage.tokens_out) for c in calls] == [("r:r", 159), ("u:d", 7), ("u:e", 7), ("m:s:x", 2)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "claude").glob("*/home/**/*.jsonl"))[::3], ids=lambda p: p.parent.name[-20:] + p.stem[:8])
+def test_the_quick_way_tells_what_the_slow_one_tells(path: Path) -> None:
+    """Decoding only the keys that are read, and rows wrapped in a log line's prefix, which no quick way takes, tell the same."""
+    prefixed = b"".join(b"2026-11-22 out | " + line + b"\n" for line in path.read_bytes().splitlines())
+    assert read(io.BytesIO(path.read_bytes()), "claude", "x")[0] == read(io.BytesIO(prefixed), "claude", "x")[0]
 
 
 def test_a_half_written_last_line_counts_once_it_is_whole() -> None:

@@ -74,9 +74,16 @@ def test_a_subagents_calls_belong_to_the_session_that_started_it() -> None:
     for order in ((parent, sub, deeper, printed), (printed, deeper, sub, parent), (printed, sub, deeper)):
         book = book_of(*order)
         assert spent(book, "root") == 8 * ONE
-        assert set(book.sessions) == {("codex", "root")}
+        assert {key for key, facts in book.sessions.items() if facts.calls or facts.levels} == {("codex", "root")}
     run = split(book_of(parent, sub, deeper, printed).sessions["codex", "root"])
     assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in run] == [("ok", 8 * ONE)]
+
+
+def test_a_subagents_role_is_its_calls_type() -> None:
+    """Where the thread was spawned in a role its calls tell it; the main agent's have none."""
+    spawn = {"subagent": {"thread_spawn": {"parent_thread_id": "root", "agent_role": "explorer"}}}
+    rows = (told(meta("root"), record(1, "root", "r", 2, 2)), told(meta("sub", source=spawn), record(2, "sub", "s", 5, 5)))
+    assert [(c.subagent, c.subagent_type) for some in rows for c in some if isinstance(c, Call)] == [(None, None), ("sub", "explorer")]
 
 
 def test_a_killed_run_between_two_others_keeps_its_own() -> None:

@@ -201,3 +201,24 @@ def test_a_fork_of_a_compacted_fork_starts_from_it() -> None:
             book.add_all([o for o in told if getattr(o, "session", "") == "pfg"[i] or getattr(o, "copied_to", None) == "pfg"[i]])
         own = {s: total(u for u in Rule(*book.gather(book.at("claude", s))).cells().values()).tokens_in for s in "pfg"}
         assert own == {"p": 100, "f": 40, "g": 30}
+
+
+def test_a_fork_of_a_fork_does_not_start_from_what_the_first_used_later() -> None:
+    """A is forked to B and goes on; C is forked from B: its base is B's, not A's later reading, and its hidden call stays its own."""
+
+    def call(cid: str, owner: str, n: int, at: int, *forks: str) -> list[Observation]:
+        return [Call("claude", cid, owner, Usage(n), "m", "m", at, copied_to=x) for x in (None, *forks)]
+
+    def level(session: str, n: int, start: int, read: int) -> Level:
+        return Level("claude", session, "m", Usage(n), "0", str(read), 0, start, read)
+
+    book = Book()
+    book.add_all([
+        *(Moment("claude", s, "own", at) for s, at in (("A", 1), ("B", 30), ("C", 50))),
+        *call("a1", "A", 10, 10, "B", "C"), level("A", 10, 0, 20),
+        *call("b1", "B", 5, 35, "C"), level("B", 15, 0, 40),
+        Moment("claude", "A", "prompt", 41), *call("a2", "A", 100, 42), level("A", 110, 41, 45),
+        *call("c1", "C", 7, 55), level("C", 25, 0, 60),
+    ])  # fmt: skip
+    used = {s: total(Rule(*book.gather(book.at("claude", s))).cells().values()).tokens_in for s in "ABC"}
+    assert {"A": 110, "B": 5, "C": 10} == used

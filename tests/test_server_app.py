@@ -272,7 +272,8 @@ def test_the_description_is_openapi_3_1(full: TestClient) -> None:
     body = full.get("/api/v1/openapi.json").json()
     assert body["openapi"].startswith("3.1")
     events = {"token-events", "token-events/summary", "token-events/{id}"}
-    assert set(body["paths"]) == {f"/api/v1/{x}" for x in {"report", "runs", "runs/{key}", "budgets", "ledger", "observations"} | events}
+    hosts = {"observations", "admissions", "admissions/{run_id}"}
+    assert set(body["paths"]) == {f"/api/v1/{x}" for x in {"report", "runs", "runs/{key}", "budgets", "plans", "ledger"} | events | hosts}
     for ref in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(body)):
         assert ref in body["components"]["schemas"]
     assert "application/problem+json" in body["paths"]["/api/v1/report"]["get"]["responses"]["422"]["content"]

@@ -240,7 +240,7 @@ def test_reading_it_all_again_spends_nothing(real: Ledger) -> None:
 def test_a_window_is_found_by_its_index(ledger: Ledger, one: Budget, index: str) -> None:
     """SQLite reads the window's rows, or the task's, and no whole table; a tag with few values does not lead it astray."""
     with ledger.read() as conn:
-        key = spend._tag(conn, one.per) if one.per is not None else literal("")
+        key = spend._tag(conn, one.per, one.unit) if one.per is not None else literal("")
         stmt = spend._rows(conn, one, NOON, NOON + DAY, key).compile(conn, compile_kwargs={"literal_binds": True})
         plan = " | ".join(r[3] for r in conn.execute(text(f"explain query plan {stmt}")))
     assert f"USING INDEX {index} (" in plan

@@ -132,12 +132,13 @@ class _Opened:
 
 
 def _read_back(ledger: Any, ids: set[int], tags: Tags) -> RunRecord:
-    """The record of what the sessions *ids* hold under *tags*."""
-    from sqlalchemy import select
+    """The record of what the sessions *ids* hold under *tags*; what these leave open, attribution rules may have said."""
+    from sqlalchemy import and_, select
 
     from spendmeter.ledger import schema as t
 
-    mine = (t.runs.c.session_id.in_(ids)) & (t.runs.c.agent == tags.agent) & (t.runs.c.task == tags.task)
+    said = [t.runs.c[key] == told for key in ("agent", "task") if (told := getattr(tags, key)) != "unknown" or not ledger.rules]
+    mine = and_(t.runs.c.session_id.in_(ids), *said)
     with ledger.read() as conn:
         runs = conn.execute(select(t.runs).where(mine).order_by(t.runs.c.ended_ms)).all()
         join = (t.runs.c.session_id == t.entries.c.session_id) & (t.runs.c.run_key == t.entries.c.run_key)
@@ -154,8 +155,8 @@ def _read_back(ledger: Any, ids: set[int], tags: Tags) -> RunRecord:
     known = [x for x in (reported, estimated) if x is not None]
     last = runs[-1]
     return RunRecord(
-        tags.agent,
-        tags.task,
+        last.agent,
+        last.task,
         last.cli,
         last.session,
         tuple(r.run_key for r in runs),

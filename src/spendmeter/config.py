@@ -42,6 +42,8 @@ class Settings:
     retention_calls_s: float | None = None  # sessions quiet for so long may be closed; None: none is
     privacy_emails: str = "hash"  # e-mail addresses in labels of metrics: hash, keep or drop
     privacy_paths: str = "basename"  # absolute paths there: basename, keep or drop
+    attribution: Any = None  # the rules as the file has them, not checked yet (attribution.load)
+    file: str = ""  # which they stand in
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def load(config: str | None = None, ledger: str | None = None, env: Mapping[str,
         retention_calls_s=src.optional_seconds("retention", "calls"),
         privacy_emails=src.one_of("privacy", "emails", ("hash", "keep", "drop")),
         privacy_paths=src.one_of("privacy", "paths", ("basename", "keep", "drop")),
+        attribution=src.raw.get("attribution"),
+        file=path,
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from spendmeter.config import Settings, load
 from spendmeter.errors import ParseError
+from spendmeter.finding import Found, Result, digest_of
 from spendmeter.ledger import Batch, Committed, Ledger, Process, now_ms
 from spendmeter.ledger.costing import Prices
-from spendmeter.parsers import CHUNK, Stream, is_database, names, places, places_of, read_file
+from spendmeter.parsers import CHUNK, Stream, places, read_file
+from spendmeter.parsers import read as read_stream
+from spendmeter.parsers.pool import Job
+from spendmeter.parsers.reading import GROWING_S, Source, mark, read_source
 from spendmeter.parsers.scan import CUT_SHORT
 from spendmeter.parsers.sources import files
 from spendmeter.prices import PriceTable
@@ -22,8 +25,7 @@ from spendmeter.records import Claim, Finish, Observation, Skip, Tags, Usage
 if TYPE_CHECKING:
     from spendmeter.runner.finished import FinishedRun
 
-FLUSH = 20_000  # observations per transaction
-GROWING_MS = 60_000  # a file written so lately may have its last line still to come
+FLUSH = 8_000  # observations per transaction
 Progress = Callable[[int, int], None]
 
 
@@ -35,30 +37,6 @@ class Sink(Protocol):
 
     def source_digest(self, path: str) -> tuple[str, str] | None:
         """What is remembered of a source that was read to its end."""
-
-
-@dataclass
-class Result:
-    """What an ingest did. ``sources`` were read, ``unchanged`` passed over, ``silent`` held nothing that we know."""
-
-    sources: int = 0
-    unchanged: int = 0
-    silent: list[str] = field(default_factory=list)
-    skips: dict[str, int] = field(default_factory=dict)
-    session_ids: set[int] = field(default_factory=set)
-    changed: int = 0
-
-    @property
-    def sessions(self) -> int:
-        """How many sessions the sources told of."""
-        return len(self.session_ids)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "sources": self.sources, "unchanged": self.unchanged, "sessions": self.sessions, "sessions_changed": self.changed,
-            "without_usage": self.silent, "skips": self.skips,
-        }  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -124,80 +102,86 @@ def sync(ledger: Ledger, *, home: Path | None = None, clis: Sequence[str] = (), 
     Args:
         home: look under this folder instead of the user's own.
         clis: only these.
+
+    Raises:
+        ParseError: a file cannot be read; the others are committed.
+        LedgerError: the ledger cannot be written.
     """
-    result = Result()
+    found = Found(ledger.sources(), home, clis)
+    with found.read() as sources:
+        return take_in(ledger, found, sources, progress)
+
+
+def take_in(ledger: Ledger, found: Found, sources: Iterable[tuple[Job, Source | OSError]], progress: Progress | None = None) -> Result:
+    """Commits what the changed files of *found* tell. One that has gone away meanwhile is passed over.
+
+    Raises:
+        ParseError, LedgerError: as ``sync``.
+    """
+    result, failed = Result(unchanged=found.unchanged), []
     pending = _Pending(ledger, result)
-    found = [
-        (name, file)
-        for name in names()
-        if (not clis or name in clis) and (place := places_of(name))
-        for root in place.homes(os.environ, home)
-        for file in place.session_files(root)
-    ]
     try:
-        for i, (name, file) in enumerate(found):
-            _take_file(pending, file, name, None)
+        for i, (job, source) in enumerate(sources):
+            if isinstance(source, Source):
+                seen = source.mark, digest_of(job.cli)
+                _keep(pending, source.observations, source.stream, str(job.path), None, source.seen_ms, seen)
+            elif not isinstance(source, FileNotFoundError):
+                failed.append(_unreadable(job.path, source))
             if progress:
-                progress(i + 1, len(found))
+                progress(i + 1, len(found.jobs))
     finally:
         pending.flush()
     if result.changed:
         ledger.fold()
+    if failed:
+        raise failed[0]
     return result
+
+
+def _unreadable(path: Path, e: OSError) -> ParseError:
+    return ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions")
 
 
 def _take_file(pending: _Pending, path: Path, cli: str | None, tags: Tags | None) -> None:
     """Reads one file unless it is as it was when it was last read with the same tags."""
+    name, digest = str(path.resolve()), digest_of(cli, tags)
     try:
-        with path.open("rb") as handle:
-            stat = os.fstat(handle.fileno())
-            name = str(path.resolve())
-            mark = f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}{_beside(path)}"
-            digest = repr((cli, tags))
-            if pending.ledger.source_digest(name) == (mark, digest):
-                pending.result.unchanged += 1
-                return
-            if is_database(handle.read(16)):
-                whole = _keep(pending, *read_file(path, cli), name, tags, stat.st_mtime_ns // 1_000_000)
-            else:
-                handle.seek(0)
-                whole = _take(pending, handle, name, cli, tags, stat.st_mtime_ns // 1_000_000, places.session_of(path, cli))
-            if whole:
-                pending.sources.append((name, mark, digest))
+        if pending.ledger.source_digest(name) == (mark(path, path.stat()), digest):
+            pending.result.unchanged += 1
+            return
+        source = read_source(path, cli)
     except OSError as e:
-        raise ParseError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
+        raise _unreadable(path, e) from None
+    _keep(pending, source.observations, source.stream, name, tags, source.seen_ms, (source.mark, digest))
 
 
-def _take(
-    pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None, session: str = ""
-) -> bool:
-    """Reads *handle* to its end; whether it ended with a whole line, or so long ago that no more will come."""
-    stream = Stream(cli, name, session)
-    while data := handle.read(CHUNK):
-        stream.feed(data)
-    return _keep(pending, stream.finish(), stream, name, tags, seen_ms)
+def _take(pending: _Pending, handle: BinaryIO, name: str, cli: str | None, tags: Tags | None, seen_ms: int | None) -> None:
+    """Reads *handle* to its end."""
+    observations, stream = read_stream(handle, cli, name)
+    _keep(pending, observations, stream, name, tags, seen_ms)
 
 
-def _beside(path: Path) -> str:
-    """What tells that a database has changed while its file has not."""
-    stats = [p.stat() for p in places.companions(path)]
-    return "".join(f":{s.st_size}:{s.st_mtime_ns}" for s in stats)
-
-
-def _keep(pending: _Pending, observations: list[Observation], stream: Stream, name: str, tags: Tags | None, seen_ms: int | None) -> bool:
-    growing = seen_ms is not None and now_ms() - seen_ms < GROWING_MS
+def _keep(
+    pending: _Pending, observations: list[Observation], stream: Stream | None, name: str, tags: Tags | None, seen_ms: int | None,
+    mark: tuple[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Adds what a source told; it counts as read if it ended with a whole line, or so long ago that no more will come."""
+    growing = seen_ms is not None and now_ms() - seen_ms < GROWING_S * 1000
     kept = [o for o in observations if not (growing and isinstance(o, Skip) and o.reason == CUT_SHORT)]
     pending.result.sources += 1
     if not any(not isinstance(o, Skip) for o in observations):
         pending.result.silent.append(Path(name).name)
     pending.observations += kept
+    if stream:
+        pending.claims += stream.claims
     if seen_ms is not None:
         pending.seen_ms = seen_ms if pending.seen_ms is None else min(seen_ms, pending.seen_ms)
-    if tags:
+    if tags and stream:
         pending.claims += _claims(observations, stream, tags)
+    if mark and len(kept) == len(observations):
+        pending.sources.append((name, *mark))
     if len(pending.observations) > FLUSH:
         pending.flush()
-    return len(kept) == len(observations)
 
 
 def _claims(observations: Iterable[Observation], stream: Stream, tags: Tags) -> list[Claim]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 NANO = 1_000_000_000
 MAX_USD = 1_000_000_000
+NAMELESS = "~"  # begins a call id or a session that no CLI gave: made of what was said, and found in no other source
 
 
 class Usage(NamedTuple):
@@ -34,7 +35,7 @@ class Usage(NamedTuple):
 
     def join(self, other: Usage) -> Usage:
         """Per-field maximum; an unknown gives way to a number."""
-        return Usage(*[b if a is None else a if b is None or a >= b else b for a, b in zip(self, other, strict=True)])
+        return _usage(Usage, [b if a is None else a if b is None or a >= b else b for a, b in zip(self, other, strict=True)])
 
     def meet(self, other: Usage) -> Usage:
         """Per-field minimum; an unknown gives way to a number."""
@@ -42,11 +43,15 @@ class Usage(NamedTuple):
 
     def plus(self, other: Usage) -> Usage:
         """Per-field sum; unknown plus unknown stays unknown."""
-        return Usage(*[b if a is None else a if b is None else a + b for a, b in zip(self, other, strict=True)])
+        return _usage(Usage, [b if a is None else a if b is None else a + b for a, b in zip(self, other, strict=True)])
 
     def minus(self, other: Usage) -> Usage:
         """Per-field difference, floored at 0; what is unknown here stays unknown."""
-        return Usage(*[a if a is None or b is None else max(0, a - b) for a, b in zip(self, other, strict=True)])
+        return _usage(Usage, [a if a is None or b is None else a - b if a > b else 0 for a, b in zip(self, other, strict=True)])
+
+    def within(self, top: Usage) -> Usage:
+        """No field above *top*; unknown where *top* is."""
+        return Usage(*[None if x is None or t is None else min(x, t) for x, t in zip(self, top, strict=True)])
 
     @property
     def tokens(self) -> int:
@@ -65,15 +70,19 @@ class Usage(NamedTuple):
         return any(self)
 
 
+_usage = tuple.__new__  # as Usage(*...), in half the time
 NOTHING = Usage()
 
 
 def total(items: Iterable[Usage]) -> Usage:
     """Sum of *items*; all-unknown when there are none."""
-    out = NOTHING
-    for item in items:
-        out = out.plus(item)
-    return out
+    columns = zip(*items, strict=True)  # adding up columns is some five times as quick as adding up rows
+    return Usage(*[sum(known) if (known := [x for x in column if x is not None]) else None for column in columns])
+
+
+def tokens_only(used: Usage) -> Usage:
+    """The five token kinds alone, unknown as 0: for comparing totals."""
+    return Usage(*[x or 0 for x in used[:5]])
 
 
 def to_nusd(usd: object) -> int | None:
@@ -118,10 +127,11 @@ class Call:
     answered: str | None = None
     at_ms: int | None = None
     view: str = "file"  # file | stdout | otlp: the id space of call_id where a CLI has several
-    role: str = "main"  # main | hidden: no total of the session covers hidden calls
+    role: str = "main"  # main | hidden: no total of the session covers hidden calls | any: the source tells the two not apart
     subagent: str | None = None
     copied_to: str | None = None  # the session whose file holds this row as a copy of session's
     traits: tuple[tuple[str, str], ...] = ()  # what changes the rate: speed, geo
+    subagent_type: str | None = None  # the name of its role, where told: subagent is an id
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,8 @@ class Level:
 class Part:
     """A disjoint increment: parts of one kind add up.
 
-    Parts of the kinds "run" and "utility" are what one run alone used; their ``part_id`` is its run's key.
+    Parts of the kinds "run" and "utility" are what one run alone used; their ``part_id`` is its run's key. Those of the kinds
+    "otlp.delta" and "otlp.cumulative" are points of metrics, which tell both lifetimes of cache writes as one, in ``cache_write_5m``.
     """
 
     cli: str
@@ -162,8 +173,9 @@ class Base:
     """What a session's readings held before its own first usage, as one source states it.
 
     ``kind`` "stated": true for the session (Codex). "restored": what one process had restored, by ``source``;
-    ``by_model`` is None where that process did not say. "parent": by_model's only key is the parent session. "mark": ``source`` names
-    a row that forks repeat, and nothing else is said: of those that hold it, the oldest session is an ancestor of the others.
+    ``by_model`` is None where that process did not say. "parent": ``source`` is the session that started this one, where
+    files count what it used. "mark": ``source`` names a row that forks repeat, and nothing else is said: of those that hold it, the
+    oldest session is an ancestor of the others.
     """
 
     cli: str

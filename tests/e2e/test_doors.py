@@ -22,7 +22,7 @@ import procs
 import pytest
 import yaml
 from tests.runs import ROOT
-from tests.test_doors import openssl
+from tests.test_doors_tokens import openssl
 
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger

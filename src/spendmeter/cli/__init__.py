@@ -15,6 +15,7 @@ COMMANDS = {
         "run": "Run a command, meter it, pass everything through.",
         "ingest": "Read what a CLI printed or wrote into the ledger.",
         "sync": "Find and read every known CLI's session files.",
+        "attribute": "Apply today's attribution rules to what is in the ledger.",
         "hook": "Read the session that a CLI's hook names, when the CLI calls it.",
         "send": "Send the runs that wait for a central daemon.",
         "parse": "Print what a file tells, as JSON lines; no ledger is touched.",
@@ -32,7 +33,7 @@ COMMANDS = {
         "plan": "Compare what work was planned to take with what it took.",
     },
     "Serve": {
-        "serve": "Run the daemon: /metrics, API, web page, OTLP export.",
+        "serve": "Run the daemon: /metrics, API, web page, OTLP in and out.",
         "mcp": "Serve agents the ledger as tools (MCP), on standard input and output.",
         "token": "Make, list and revoke tokens for the daemon's doors.",
         "export": "Send metrics, spans and events by OTLP.",

@@ -21,6 +21,7 @@ from spendmeter.errors import ConfigError, SpendmeterError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from spendmeter.attribution import Rules
     from spendmeter.config import Settings
     from spendmeter.ledger import Ledger
 
@@ -28,6 +29,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 DRIFT = 0.02  # share by which a CLI's figures may leave the list price unremarked
 OLD_PRICES_DAYS = 120
 LOW_DISK = 500 << 20  # bytes
+LATELY_DAYS = 7
 OVERDUE_MS = 300_000  # settling this late means that nothing writes
 
 
@@ -78,6 +80,8 @@ def examine(site: Site) -> Iterator[Finding]:
     if settings.level != PROBLEM:
         yield from _guarded("ledger", lambda: _ledger(site))
         yield from _guarded("pending runs", lambda: _pending(site))
+    if told := site.env.get("SPENDMETER_REMOTE"):
+        yield from _guarded("remote", lambda: _remote(told, site.env))
     yield from _guarded("sessions", lambda: _homes(site))
     yield from _guarded("parsers", _parsers)
     yield _otel(site.env)
@@ -101,8 +105,10 @@ def _halves(message: str) -> tuple[str, str]:
 def _settings(site: Site) -> Finding:
     path = site.config or site.env.get("SPENDMETER_CONFIG")
     names = sorted(n for n in site.env if n.startswith("SPENDMETER_") and n not in ("SPENDMETER_CONFIG", "SPENDMETER_RUN_ID"))
+    from spendmeter import attribution
+
     try:
-        _ = site.settings
+        attribution.load(site.settings)
     except ConfigError as e:
         return Finding(PROBLEM, "settings", *_halves(str(e)))
     return Finding(OK, "settings", f"file: {path or 'none'}; environment: {', '.join(names) or 'nothing set'}")
@@ -158,6 +164,8 @@ def _ledger(site: Site) -> Iterator[Finding]:
             yield _skips(conn)
             yield _unpriced(conn)
             yield _drift(conn)
+            yield _attribution(conn, ledger.rules, site.now_ms)
+            yield from _untold(conn, site.now_ms)
     if site.file:
         yield _disk(site.file)
 
@@ -263,6 +271,35 @@ def _drift(conn: Connection) -> Finding:
     return Finding(OK, "cost drift", f"CLIs' figures against list prices: {told}")
 
 
+def _untold(conn: Connection, now_ms: int) -> Iterator[Finding]:
+    """Notices of late that reached nobody and are tried no more."""
+    from sqlalchemy import select
+
+    from spendmeter.ledger.schema import notices as n
+
+    lost = n.c.due_ms.is_(None) & n.c.sent_ms.is_(None) & n.c.error.is_not(None) & (n.c.at_ms >= now_ms - LATELY_DAYS * 86_400_000)
+    rows = conn.execute(select(n.c.budget, n.c.notifier, n.c.error).where(lost).order_by(n.c.at_ms.desc())).all()
+    if rows:
+        last = f"the last of budget {rows[0].budget} to {rows[0].notifier}: {rows[0].error}"
+        yield Finding(
+            WARNING, "notices", f"{len(rows):,} were given up, {last}", "mend the notifier; spendmeter budget list shows what it missed"
+        )
+
+
+def _attribution(conn: Connection, rules: Rules | None, now_ms: int) -> Finding:
+    """Rules, and the sessions of late whose agent or task nobody has said."""
+    lately = "select count(distinct session_id) from runs where last_ms >= :since"
+    unknown = ("", " and agent = 'unknown'", " and task = 'unknown'")
+    all_, agent, task = (_one(conn, lately + more, since=now_ms - LATELY_DAYS * 86_400_000) for more in unknown)
+    told = f"{len(rules.rules) if rules else 0} rules; of {all_:,} sessions of the last {LATELY_DAYS} days "
+    told += f"{agent:,} have no agent, {task:,} no task"
+    by_others = "select count(*) from sessions where closed_ms is null and coalesce(ruleset, '') <> :name"
+    if rules and (other := _one(conn, by_others, name=rules.name)):
+        return Finding(OK, "attribution", f"{told}; {other:,} go by other rules", "spendmeter attribute --dry-run tells what would move")
+    hint = "say them by rules: docs/how-to/attribution.md" if not rules and (agent or task) else ""
+    return Finding(OK, "attribution", told, hint)
+
+
 def _disk(file: Path) -> Finding:
     free = shutil.disk_usage(file.parent).free
     detail = f"{free / 1e9:,.1f} GB free beside the ledger"
@@ -287,6 +324,12 @@ def _pending(site: Site) -> Iterator[Finding]:
         yield Finding(WARNING, "pending runs", f"{len(unread)} files cannot be read, such as {unread[0]}", "report it, then delete them")
     rest = len(files) - len(unread)
     yield Finding(OK, "pending runs", f"{rest} under way, or recorded by the next command" if rest else "none")
+
+
+def _remote(told: str, env: Mapping[str, str]) -> Iterator[Finding]:
+    from spendmeter.cli.checks_remote import remote
+
+    return remote(told, env)
 
 
 def _parsers() -> Iterator[Finding]:

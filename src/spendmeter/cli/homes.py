@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from spendmeter.parsers import names, places_of
+from spendmeter.parsers.places import Places
 
 
 class Home(NamedTuple):
@@ -23,8 +24,17 @@ def homes(env: Mapping[str, str], home: Path | None = None) -> list[Home]:
     Args:
         home: look under this folder instead of the user's own.
     """
-    out = []
+    return [Home(cli, path, place.session_files(path)) for cli, place in _placed(()) for path in place.homes(env, home)]
+
+
+def folders(env: Mapping[str, str], home: Path | None = None, clis: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
+    """(CLI, folder) as ``homes``, of *clis* alone where any are named, without a look at their files."""
+    for cli, place in _placed(clis):
+        yield from ((cli, path) for path in place.homes(env, home))
+
+
+def _placed(clis: Sequence[str]) -> Iterator[tuple[str, Places]]:
     for cli in names():
-        if place := places_of(cli):
-            out += [Home(cli, path, place.session_files(path)) for path in place.homes(env, home)]
-    return out
+        place = places_of(cli) if not clis or cli in clis else None
+        if place:
+            yield cli, place

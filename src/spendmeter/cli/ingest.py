@@ -9,7 +9,7 @@ import click
 from spendmeter.cli.app import CLI, App, as_json, emit, pass_app, say, text, with_tags
 
 if TYPE_CHECKING:
-    from spendmeter.ingest import Result
+    from spendmeter.finding import Result
     from spendmeter.records import Tags
 
 

@@ -9,8 +9,6 @@ import click
 
 from spendmeter.cli.app import TEXT, App, as_json, bad, bar, emit, pass_app, say
 
-_LEAST_S = 86_400.0
-
 
 @click.group("ledger")
 def command() -> None:
@@ -108,10 +106,11 @@ def retain(app: App, older: str | None, dry_run: bool, as_json: bool) -> None:
 
 def _older_s(app: App, older: str | None) -> float:
     from spendmeter.config import duration_s
+    from spendmeter.ledger.retention import LEAST_S, TOO_SOON
 
     found = app.settings.retention_calls_s if older is None else bad("--older", lambda: duration_s(older, "duration"))
     if found is None:
         raise click.UsageError('no age is given; write e.g. --older 400d, or in spendmeter.toml [retention] calls = "400d"')
-    if found < _LEAST_S:
-        raise click.BadParameter("less than 1d would close sessions that are still in use; write e.g. 400d", param_hint="--older")
+    if found < LEAST_S:
+        raise click.BadParameter(TOO_SOON, param_hint="--older")
     return found

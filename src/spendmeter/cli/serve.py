@@ -37,7 +37,7 @@ def command(
     app: App, host: str, port: int, require_token: bool, insecure_no_token: bool, tls_cert: Path | None, tls_key: Path | None,
     proxy: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Run the daemon: /metrics, API, web page, OTLP export.
+    """Run the daemon: /metrics, API, web page, OTLP in and out.
 
     It listens to this host alone unless --host says otherwise. Beyond it, and behind a proxy, every request needs a token
     (spendmeter token create).

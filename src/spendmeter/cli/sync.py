@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from spendmeter.cli.app import CLI, App, as_json, bar, pass_app, say
-from spendmeter.cli.homes import homes
 from spendmeter.cli.ingest import show
-from spendmeter.errors import ConfigError
+from spendmeter.errors import ParseError
 
 if TYPE_CHECKING:
-    from spendmeter.ledger import Ledger
+    from spendmeter.finding import Found, Known, Result
+    from spendmeter.parsers.growing import Tails
+    from spendmeter.parsers.pool import Job
+    from spendmeter.parsers.reading import Source
 
 
 @click.command("sync")
@@ -30,28 +34,68 @@ def command(app: App, home: Path | None, clis: tuple[str, ...], watch: bool, as_
     """
     if watch and as_json:
         raise click.UsageError("--json prints one document and --watch never ends; leave one out")
-    with app.ledger(needs_recovery=True) as ledger:
-        _once(ledger, home, clis, as_json=as_json)
-        if watch:
-            _watch(ledger, home, clis)
-
-
-def _once(ledger: Ledger, home: Path | None, clis: tuple[str, ...], *, as_json: bool = False) -> None:
-    from spendmeter.ingest import sync
-
-    with bar("Reading sessions") as progress:
-        result = sync(ledger, home=home, clis=clis, progress=progress)
-    show(result, as_json=as_json)
-
-
-def _watch(ledger: Ledger, home: Path | None, clis: tuple[str, ...]) -> None:
     try:
-        from watchfiles import watch
-    except ModuleNotFoundError:
-        raise ConfigError("sync --watch needs watchfiles; install spendmeter[watch]") from None
-    folders = [h.path for h in homes(os.environ, home) if h.path.is_dir() and (not clis or h.cli in clis)]
-    if not folders:
-        raise ConfigError("sync --watch found no session folder of any CLI; see: spendmeter doctor")
-    say(f"watching {', '.join(str(f) for f in folders)}; stop with Ctrl-C")
-    for _ in watch(*folders, raise_interrupt=True):
-        _once(ledger, home, clis)
+        show(_look(app, home, clis), as_json=as_json)
+    except ParseError as e:
+        if not watch:
+            raise
+        say(f"{e}; goes on")
+    if watch:
+        from spendmeter.cli.watching import Watching
+
+        rounds = _Rounds(app, home, clis)
+        Watching(home, clis, rounds.next, rounds.tails.forget).run()
+
+
+def _look(app: App, home: Path | None, clis: Sequence[str], tails: Tails | None = None) -> Result:
+    """One round over all session files; *tails* reads on those that it has read before."""
+    from spendmeter.finding import Result, known_to
+    from spendmeter.runner.recover import is_pending
+
+    known = known_to(app.settings.ledger)
+    found = None if known is None else _find(known, home, clis, tails)
+    if found and not found.jobs and not is_pending(app.flags["ledger"], app.flags["config"]):
+        return Result(unchanged=found.unchanged)  # opening the ledger takes longer than all of this
+    with contextlib.ExitStack() as stack:
+        sources = stack.enter_context(_read(found, tails)) if found else None  # who reads begins while the ledger is opened
+        ledger = stack.enter_context(app.ledger(needs_recovery=True))
+        progress = stack.enter_context(bar("Reading sessions"))
+        from spendmeter.ingest import take_in
+
+        if found is None or sources is None:
+            found = _find(ledger.sources(), home, clis, tails)
+            sources = stack.enter_context(_read(found, tails))
+        return take_in(ledger, found, sources, progress)
+
+
+def _find(known: Known, home: Path | None, clis: Sequence[str], tails: Tails | None) -> Found:
+    from spendmeter.finding import Found
+
+    found = Found(known, home, clis)
+    if tails:
+        found.jobs = tails.due(found.jobs)
+    return found
+
+
+def _read(found: Found, tails: Tails | None) -> AbstractContextManager[Iterable[tuple[Job, Source | OSError]]]:
+    return contextlib.nullcontext(tails.read(found.jobs)) if tails else found.read()
+
+
+class _Rounds:
+    """Looks again and again, reading files on from where they were left."""
+
+    def __init__(self, app: App, home: Path | None, clis: Sequence[str]) -> None:
+        from spendmeter.parsers.growing import Tails
+
+        self._app, self._home, self._clis = app, home, clis
+        self.tails = Tails()
+        self._skips: dict[str, int] = {}
+
+    def next(self) -> None:
+        """One round, told where it brought anything."""
+        result = _look(self._app, self._home, self._clis, self.tails)
+        skips = {reason: n for reason, n in result.skips.items() if self._skips.get(reason) != n}
+        self._skips |= skips
+        if result.changed:
+            result.silent, result.skips = [], skips  # a session that has just begun has told nothing yet
+            show(result, as_json=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from spendmeter.ingest import Result, ingest_paths
+from spendmeter.finding import Result
+from spendmeter.ingest import ingest_paths
 from spendmeter.ledger import Ledger
 from spendmeter.records import Tags
 

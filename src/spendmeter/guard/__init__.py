@@ -2,6 +2,7 @@
 
 from spendmeter.guard.admission import Admission, Check, admit, check
 from spendmeter.guard.expecting import expected
-from spendmeter.guard.ticket import Ticket
+from spendmeter.guard.lease import renew, watch
+from spendmeter.guard.ticket import Standing, Ticket
 
-__all__ = ["Admission", "Check", "Ticket", "admit", "check", "expected"]
+__all__ = ["Admission", "Check", "Standing", "Ticket", "admit", "check", "expected", "renew", "watch"]

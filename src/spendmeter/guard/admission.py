@@ -15,6 +15,7 @@ from spendmeter.guard.expecting import expected
 from spendmeter.guard.ticket import Ticket
 from spendmeter.ledger import Ledger, budgeting, now_ms, reservations
 from spendmeter.ledger.budgeting import State
+from spendmeter.ledger.liveness import Mark
 from spendmeter.ledger.reservations import Reservation
 
 
@@ -50,14 +51,15 @@ class Check:
 
 def admit(
     ledger: Ledger, budgets: Budgets, subject: Subject, run_id: str, *, max_cost_nusd: int | None = None, max_tokens: int | None = None,
-    is_pending: Callable[[str], bool] = lambda run_id: False, at_ms: int | None = None,
+    is_pending: Callable[[str], bool] = lambda run_id: False, at_ms: int | None = None, holder: Mark | None = None,
 ) -> Admission:  # fmt: skip
-    """Lets a run of this process in, or not, by every budget with action warn, block or kill that covers it.
+    """Lets a run in, or not, by every budget with action warn, block or kill that covers it.
 
     Args:
         run_id: 32 hex digits; the run's commit gives back what it has set aside.
         max_cost_nusd: what the run is ended at in any case; likewise *max_tokens*.
         is_pending: whether the usage of a run, by its id, is still to be recorded on this host, its process being dead.
+        holder: the process that is to be alive as long as this holds; by default this one.
 
     Raises:
         LedgerError: it cannot be read or written; nothing was set aside.
@@ -75,7 +77,7 @@ def admit(
             for gone in seen.gone:
                 reservations.drop(conn, gone.run_id)
             if not seen.refusals:
-                reservations.put(conn, run, at)
+                reservations.put(conn, run, at, holder)
     if seen.refusals:
         return Admission(False, seen.refusals[:1], None, seen.waits)
     return Admission(True, [verdict.over(s) for s in seen.states if s.over], Ticket(run, killers, at) if guards else None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -21,17 +22,61 @@ PACE_MS = 500  # and no more often than that where something has
 PATIENCE_MS = 1000  # for the ledger's lock: the run goes on meanwhile
 
 
+class Standing(NamedTuple):
+    """One budget that may end a run: where it stands by the ledger, and what runs under way have used of it besides."""
+
+    state: State
+    mine: int
+    others: int
+
+    @property
+    def left(self) -> int:
+        """What the run itself may have used in all when it is to be ended."""
+        return max(0, self.state.budget.limit - self.state.spent - self.others)
+
+    @property
+    def over(self) -> str | None:
+        """The line that says that it is used up; None where it is not."""
+        return verdict.over(self.state, self.mine + self.others) if self.mine >= self.left else None
+
+
+def standings(
+    conn: Connection, killers: Iterable[Budget], mine: Reservation, models: AbstractSet[str], at_ms: int,
+    state: Callable[[Connection, Budget, Subject, int], State] = budgeting.state,
+) -> Iterator[Standing]:  # fmt: skip
+    """Those of *killers* that the run counts for, as they stand now.
+
+    Args:
+        mine: what the run has set aside and used.
+        models: those that it is known to have called.
+        state: looks up where a budget stands.
+    """
+    others = [r for r in reservations.held(conn, at_ms) if r.run_id != mine.run_id]
+    for budget in killers:
+        subject = _counted(budget, mine.subject, models)
+        if subject is not None:
+            found = state(conn, budget, subject, at_ms)
+            yield Standing(found, mine.used(budget), sum(r.used(budget) for r in others if r.counts(budget, found.value)))
+
+
+def using(run: Reservation, used_nusd: int | None, used_tokens: int | None, models: AbstractSet[str]) -> Reservation:
+    """*run* once it has used so much, of *models*."""
+    model = run.subject.model or min(models, default=None)
+    return replace(run, subject=replace(run.subject, model=model), used_nusd=used_nusd, used_tokens=used_tokens)
+
+
 class Ticket:
     """Belongs to one run, under way in this process.
 
-    ``kills``: whether a budget may end the run. ``exceeded``: the name of the one that has to, once ``beat`` has said so.
+    ``reservation``: what it has set aside. ``kills``: whether a budget may end the run. ``exceeded``: the name of the one that has to,
+    once ``beat`` has said so.
     """
 
     def __init__(self, reservation: Reservation, killers: Sequence[Budget], at_ms: int) -> None:
         """*reservation* was put into the ledger at *at_ms*."""
         self.run_id, self.kills = reservation.run_id, bool(killers)
         self.exceeded: str | None = None
-        self._mine, self._killers = reservation, killers
+        self.reservation, self._killers = reservation, killers
         self._told, self._told_ms, self._looked_ms = reservation, at_ms, at_ms - PACE_MS
         self._models: set[str] = set()
         self._states: dict[str, tuple[tuple[object, ...], State]] = {}
@@ -60,12 +105,11 @@ class Ticket:
             return None
         self._looked_ms = at
         self._models |= models
-        model = self._mine.subject.model or min(models, default=None)
-        self._mine = replace(self._mine, subject=replace(self._mine.subject, model=model), used_nusd=used_nusd, used_tokens=used_tokens)
-        if self._mine != self._told or not 0 <= at - self._told_ms < BEAT_MS:
+        self.reservation = using(self.reservation, used_nusd, used_tokens, models)
+        if self.reservation != self._told or not 0 <= at - self._told_ms < BEAT_MS:
             with ledger.write(PATIENCE_MS) as conn:
-                reservations.put(conn, self._mine, at)
-            self._told, self._told_ms = self._mine, at
+                reservations.put(conn, self.reservation, at)
+            self._told, self._told_ms = self.reservation, at
         return self._ended_by(ledger, at) if self.kills else None
 
     def drop(self, ledger: Ledger) -> None:
@@ -79,27 +123,21 @@ class Ticket:
     def _ended_by(self, ledger: Ledger, at: int) -> str | None:
         with ledger.read() as conn:
             moved = ledger.moved(conn)
-            others = [r for r in reservations.held(conn, at) if r.run_id != self.run_id]
-            for budget in self._killers:
-                subject = self._subject(budget)
-                if subject is None:
-                    continue
-                state = self._state(conn, budget, subject, at, moved)
-                live = self._mine.used(budget) + sum(r.used(budget) for r in others if r.counts(budget, state.value))
-                if state.spent + live >= budget.limit:
-                    self.exceeded = budget.name
-                    return verdict.over(state, live)
+            for found in standings(conn, self._killers, self.reservation, self._models, at, lambda *asked: self._state(moved, *asked)):
+                if line := found.over:
+                    self.exceeded = found.state.budget.name
+                    return line
         return None
 
-    def _subject(self, budget: Budget) -> Subject | None:
-        """The run as *budget* sees it, with the model for which it counts there; None where it does not."""
-        mine = self._mine.subject
-        return next((s for s in (*(replace(mine, model=m) for m in sorted(self._models)), mine) if budget.covers(s)), None)
-
-    def _state(self, conn: Connection, budget: Budget, subject: Subject, at: int, moved: int) -> State:
+    def _state(self, moved: int, conn: Connection, budget: Budget, subject: Subject, at: int) -> State:
         """Where the budget stands by the ledger; summed up anew only if the ledger or the minute is another."""
         key = (moved, at // MINUTE_MS, subject)
         known = self._states.get(budget.name)
         if known is None or known[0] != key:
             known = self._states[budget.name] = (key, budgeting.state(conn, budget, subject, at))
         return known[1]
+
+
+def _counted(budget: Budget, run: Subject, models: AbstractSet[str]) -> Subject | None:
+    """The run as *budget* sees it, with the model for which it counts there; None where it does not."""
+    return next((s for s in (*(replace(run, model=m) for m in sorted(models)), run) if budget.covers(s)), None)

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
+from spendmeter import attribution
 from spendmeter.config import Settings
-from spendmeter.ledger import derive, posting, rollup
+from spendmeter.ledger import derive, posting, rollup, shifts, tagging
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.bulk import among, batches, upsert
 from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import BUSY_MS, open_engine, patience, reconnecting, translated
-from spendmeter.ledger.store import Store, dump, upsert
+from spendmeter.ledger.store import Store, dump
 from spendmeter.records import Claim, Observation, Skip
 
 
@@ -80,10 +82,12 @@ class Ledger:
 
     Raises:
         LedgerError: it cannot be opened or brought to the current schema.
+        ConfigError: an attribution rule of the settings is wrong.
     """
 
     def __init__(self, settings: Settings, prices: Prices | None = None, busy_ms: int = BUSY_MS) -> None:
         self.settings, self.busy_ms = settings, busy_ms
+        self.rules = attribution.load(settings)
         self._engine = open_engine(settings.ledger, busy_ms)
         self._prices = prices
 
@@ -149,31 +153,32 @@ class Ledger:
             if (process.cli, process.session, process.run_key) not in outer:
                 self._process(store, process)
         store.flush()
-        for sid in store.with_file:
-            conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(has_file=True))
-        touched = derive.affected(conn, store.grown) if store.grown else set()
-        changed = {sid for sid in sorted(touched) if self._derive(store, sid, prices, now, settled=batch.settled)}
-        if changed:
-            _note_move(conn, changed)
+        changed = self._derive(store, prices, now, settled=batch.settled)
         if batch.releases:
             conn.execute(delete(t.reservations).where(t.reservations.c.run_id == batch.releases))
         upsert(conn, t.sources, [{"path": path, "identity": mark, "digest": digest} for path, mark, digest in batch.sources])
         self._settle(conn, now)
         return Committed(frozenset(store.ids.values()), frozenset(changed), skipped)
 
-    def _derive(self, store: Store, sid: int, prices: Prices, now: int, *, settled: bool) -> bool:
-        if store.is_closed(sid):
-            return False
-        derive.remember(store, sid)
-        rows = derive.derive(store, sid, prices)
-        if not derive.replace(store.conn, sid, rows):
-            return False
-        head = store.conn.execute(select(t.sessions.c.settle_at_ms, t.sessions.c.has_file).where(t.sessions.c.id == sid)).one()
-        tagged = all((r["agent"], r["task"]) != ("unknown", "unknown") for r in rows[0])
-        due = now if settled or (head.has_file and tagged) else now + int(self.settings.settle_s * 1000)
-        due = due if head.settle_at_ms is None else min(due, head.settle_at_ms)
-        store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=due))
-        return True
+    def _derive(self, store: Store, prices: Prices, now: int, *, settled: bool) -> set[int]:
+        """Brings the rows of all sessions along that lean on what has grown; those that have changed."""
+        conn = store.conn
+        touched = {sid for sid in derive.affected(conn, store.grown) if not store.is_closed(sid)}
+        derive.remember(store, touched)
+        adopted = tagging.adopt(conn, self.rules, touched & store.grown)
+        rows = derive.derive(store, touched, prices)
+        changed = derive.replace(store, rows)
+        shifts.leave(conn, {sid: rows[sid] for sid in adopted - store.fresh}, self.settings)
+        dues = []
+        s = t.sessions.c
+        for head in among(conn, select(s.id, s.settle_at_ms, s.has_file), s.id, changed):
+            tagged = all((r["agent"], r["task"]) != ("unknown", "unknown") for r in rows[head.id][0])
+            due = now if settled or (head.has_file and tagged) else now + int(self.settings.settle_s * 1000)
+            dues.append({"sid": head.id, "due": due if head.settle_at_ms is None else min(due, head.settle_at_ms)})
+        if dues:
+            last = conn.execute(select(func.max(s.moved))).scalar_one() or 0
+            conn.execute(_DUE, [d | {"number": last + 1} for d in dues])
+        return changed
 
     def _outer(self, store: Store, processes: Sequence[Process]) -> set[tuple[str, str, str | None]]:
         """Runs that a wrapper around the wrapper reports too: the inner one, which started later, knows whose they are."""
@@ -194,13 +199,15 @@ class Ledger:
     def _skip(self, conn: Connection, skips: list[Skip], now: int) -> dict[str, int]:
         """Files what could not be used, each place once."""
         out: dict[str, int] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for s in skips:
             out[s.reason] = out.get(s.reason, 0) + 1
             name = hashlib.sha256(f"{s.source}\0{s.line}\0{s.length}\0{s.reason}".encode("utf-8", "replace")).hexdigest()[:32]
             kind = PurePath(s.source).suffix[1:] or "stream"
-            upsert(conn, t.skips, [{"id": name, "source": posting.label(kind)[:16], "reason": s.reason, "at_ms": now}])
+            rows[name] = {"id": name, "source": posting.label(kind)[:16], "reason": s.reason, "at_ms": now}
+        upsert(conn, t.skips, list(rows.values()))
         if skips:
-            posting.post(conn, posting.SKIPS, posting.skip_amounts(conn), now, self.settings)
+            posting.post(conn, {posting.SKIPS: posting.Share(posting.skip_amounts(conn))}, now, self.settings)
         return out
 
     def settle(self, at_ms: int | None = None) -> None:
@@ -221,15 +228,18 @@ class Ledger:
         return done
 
     def _settle(self, conn: Connection, now: int) -> None:
-        for row in conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now)).all():
-            sid = int(row.id)
-            runs, entries = derive.stored(conn, sid)
-            over = posting.slots(conn, {(r["agent"], r["task"]) for r in runs}, now, self.settings)
-            last = max(runs, key=lambda r: r["ended_ms"] or 0, default=None)
-            exemplar = dump(_exemplar(last, self.settings) | {"at_ms": now}) if last else None
-            posting.post(conn, sid, posting.amounts(runs, entries, over, self.settings), now, self.settings, exemplar)
-            posting.enqueue(conn, sid, runs, entries)
-            conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(settle_at_ms=None))
+        for due in batches(conn.execute(select(t.sessions.c.id).where(t.sessions.c.settle_at_ms <= now)).scalars().all()):
+            rows = derive.stored(conn, due)
+            over = posting.slots(conn, {pair for each in rows.values() for pair in posting.pairs(*each)}, now, self.settings)
+            left = shifts.of(conn, due)
+            posting.post(conn, {sid: self._share(rows[sid], over, left.get(sid, {}), now) for sid in due}, now, self.settings)
+            posting.enqueue(conn, rows)
+            conn.execute(update(t.sessions).where(t.sessions.c.id.in_(due)).values(settle_at_ms=None))
+
+    def _share(self, rows: derive.Rows, over: set[tuple[str, str]], left: posting.Amounts, now: int) -> posting.Share:
+        last = max(rows[0], key=lambda r: r["ended_ms"] or 0, default=None)
+        exemplar = dump(_exemplar(last, self.settings) | {"at_ms": now}) if last else None
+        return posting.Share(shifts.applied(posting.amounts(*rows, over, self.settings), left), exemplar)
 
     def moved(self, conn: Connection) -> int:
         """A number that rises whenever any usage in the ledger changes; two equal answers mean equal rows."""
@@ -240,6 +250,11 @@ class Ledger:
         with self.read() as conn:
             row = conn.execute(select(t.sources).where(t.sources.c.path == path)).first()
             return (row.identity, row.digest) if row else None
+
+    def sources(self) -> dict[str, tuple[str, str]]:
+        """(identity, digest) by path of all sources that were read to their end."""
+        with self.read() as conn:
+            return {path: (mark, digest) for path, mark, digest in conn.execute(select(t.sources))}
 
     def identity(self) -> dict[str, Any]:
         """What costs little to tell, however long the history: ``{"ledger_id", "created_ms", "sessions", "unsettled"}``."""
@@ -270,8 +285,5 @@ def _exemplar(run: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {"trace_id": run["trace_id"], "span_id": run["span_id"], "task": posting.label(run["task"], settings)}
 
 
-def _note_move(conn: Connection, changed: set[int]) -> None:
-    """Gives the sessions the ledger's next number; writers come one at a time, so it is never given twice."""
-    last = conn.execute(select(func.max(t.sessions.c.moved))).scalar_one() or 0
-    for sid in changed:
-        conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(moved=last + 1))
+# Writers come one at a time, so the ledger's next number is never given twice.
+_DUE = update(t.sessions).where(t.sessions.c.id == bindparam("sid")).values(settle_at_ms=bindparam("due"), moved=bindparam("number"))

@@ -19,7 +19,9 @@ from spendmeter.ledger.amounts import SUMS
 from spendmeter.ledger.engine import safe
 
 BATCH = 2000  # rows in one statement
-CHECKED = {t.entries: SUMS, t.hours: SUMS, t.series: ("target", "value", "held"), t.posted: ("amount",)}  # their sums are compared
+CHECKED = {  # their sums are compared
+    t.entries: SUMS, t.hours: SUMS, t.series: ("target", "value", "held"), t.posted: ("amount",), t.shifts: ("amount",),
+}  # fmt: skip
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 

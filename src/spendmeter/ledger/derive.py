@@ -5,65 +5,91 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
-from spendmeter.ledger import costing, rollup
+from spendmeter.attribution import Rules
+from spendmeter.ledger import costing, rollup, tagging
 from spendmeter.ledger import schema as t
-from spendmeter.ledger.store import FIELDS, Store, call_fact, dump, fingerprint, upsert
+from spendmeter.ledger.bulk import among, upsert
+from spendmeter.ledger.store import Store, call_fact, dump, fingerprint, level_fact
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.kin import Age, age, disowned, marks
+from spendmeter.reconcile.kin import Age, age, disowned, inherited, marks
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
-from spendmeter.records import Level, Usage
+from spendmeter.records import Level, Tags, Usage
 
 COLUMNS = ("plan", "workflow", "stage", "workstream", "release")  # attributes that are columns of runs too
 
 Rows = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # runs, entries
 
 
-def affected(conn: Connection, grown: Iterable[int]) -> set[int]:
+def affected(conn: Connection, grown: Collection[int]) -> set[int]:
     """*grown* and every session whose totals lean on them: copies of their calls, and forks that start from their totals."""
     out = set(grown)
-    for sid in list(out):
-        other = t.calls.alias()
-        kin = select(t.copies.c.session_id).join(t.calls, t.calls.c.call_id == t.copies.c.call_id).where(t.calls.c.session_id == sid)
-        twins = select(other.c.session_id).join(t.calls, t.calls.c.call_id == other.c.call_id).where(t.calls.c.session_id == sid)
-        forks = (
-            select(t.sessions.c.id).join(t.finishes, t.finishes.c.fingerprint == t.sessions.c.wants).where(t.finishes.c.session_id == sid)
-        )
-        for query in (kin.distinct(), twins.distinct(), forks.distinct(), _marked(sid)):
-            out |= {int(r[0]) for r in conn.execute(query)}
+    mine, other = t.calls.alias(), t.calls.alias()
+    kin = select(t.copies.c.session_id).join(mine, mine.c.call_id == t.copies.c.call_id)
+    twins = select(other.c.session_id).join(mine, (mine.c.call_id == other.c.call_id) & (mine.c.session_id != other.c.session_id))
+    forks = select(t.sessions.c.id).join(t.finishes, t.finishes.c.fingerprint == t.sessions.c.wants)
+    marked, bearer = t.bases.alias(), t.bases.alias()
+    same = (marked.c.kind == bearer.c.kind) & (marked.c.source == bearer.c.source)
+    marks = select(marked.c.session_id).join(bearer, same).where(bearer.c.kind == "mark")
+    for query, of in ((kin, mine), (twins, mine), (forks, t.finishes), (marks, bearer)):
+        out |= {int(r[0]) for r in among(conn, query.distinct(), of.c.session_id, grown)}
     return out
 
 
-def gather(store: Store, sid: int) -> tuple[SessionFacts, Foreign]:
-    """The session's facts, with calls that others own taken out, and what its kin knows."""
-    facts, conn = store.load(sid), store.conn
-    mine, copied, owners = disowned(sid, facts, _twins(conn, sid, facts), lambda s: _age(store, s))
-    for row in conn.execute(
-        select(t.calls)
-        .join(t.copies, t.copies.c.call_id == t.calls.c.call_id)
-        .where(t.copies.c.session_id == sid, t.calls.c.session_id != sid)
-    ):
-        fact = call_fact(row)
+@dataclass(slots=True)
+class Kin:
+    """What other sessions know of the same things as some sessions.
+
+    Attributes:
+        twins: by session, by call id: the others that hold the call as their own, and how each saw it.
+        copied: by session: the calls of others that its files repeat, and whose they are.
+        holders: by mark: the sessions that hold it.
+        totals: by fingerprint: the totals of runs, and whose they are.
+    """
+
+    twins: dict[int, dict[str, list[tuple[int, CallFact]]]]
+    copied: dict[int, list[tuple[int, CallFact]]]
+    holders: dict[str, list[int]]
+    totals: dict[str, list[tuple[int, Usage]]]
+
+
+def kin_of(store: Store, sids: Collection[int]) -> Kin:
+    """What the derivation of the sessions *sids* needs of others."""
+    store.load_all(sids)
+    out, conn = Kin(_twins(store, sids), defaultdict(list), defaultdict(list), defaultdict(list)), store.conn
+    of = select(t.copies.c.session_id.label("holder"), t.calls).join(t.copies, t.copies.c.call_id == t.calls.c.call_id)
+    with_copies = [sid for sid in sids if store.facts[sid].copies]
+    for row in among(conn, of.where(t.calls.c.session_id != t.copies.c.session_id), t.copies.c.session_id, with_copies):
+        out.copied[row.holder].append((int(row.session_id), call_fact(row)))
+    every = {mark for sid in sids for mark in marks(store.facts[sid])}
+    for row in among(conn, select(t.bases.c.source, t.bases.c.session_id).where(t.bases.c.kind == "mark"), t.bases.c.source, every):
+        out.holders[row.source].append(int(row.session_id))
+    wanted = {w for sid in sids if (w := _wants(store.facts[sid]))}
+    f = t.finishes.c
+    for row in among(conn, select(f.fingerprint, f.session_id, f.total), f.fingerprint, wanted):
+        out.totals[row.fingerprint].append((int(row.session_id), Usage(*json.loads(row.total))))
+    return out
+
+
+def gather(store: Store, sid: int, kin: Kin | None = None) -> tuple[SessionFacts, Foreign]:
+    """The session's facts, with calls that others own taken out, and what its *kin* knows."""
+    facts, kin = store.load(sid), kin or kin_of(store, [sid])
+    mine, copied, owners = disowned(sid, facts, kin.twins.get(sid, {}), lambda s: _age(store, s))
+    for owner, fact in kin.copied.get(sid, ()):
         copied[fact.call_id] = copied[fact.call_id].join(fact) if fact.call_id in copied else fact
-        owners.add(int(row.session_id))
+        owners.add(owner)
     for mark in sorted(marks(facts)):
-        holders = conn.execute(select(t.bases.c.session_id).where(t.bases.c.kind == "mark", t.bases.c.source == mark))
-        owners.add(min([sid, *(int(r.session_id) for r in holders)], key=lambda s: _age(store, s)))
+        owners.add(min([sid, *kin.holders[mark]], key=lambda s: _age(store, s)))
     owners.discard(sid)
-    levels = tuple(v for owner in sorted(owners) for v in _dated(conn, owner, facts))
-    return mine, Foreign(copied, levels, _peers(store, sid, mine))
-
-
-def _marked(sid: int) -> Any:
-    """Sessions that hold a row of this one's, or it one of theirs."""
-    mine = t.bases.alias()
-    same = (t.bases.c.kind == mine.c.kind) & (t.bases.c.source == mine.c.source)
-    return select(t.bases.c.session_id).join(mine, same).where(mine.c.session_id == sid, mine.c.kind == "mark").distinct()
+    levels = inherited((age(store.load(owner)), _dated(store.conn, owner, facts)) for owner in owners)
+    peers = frozenset(used for other, used in kin.totals.get(_wants(mine) or "", ()) if other != sid)
+    return mine, Foreign(copied, levels, peers)
 
 
 def _age(store: Store, sid: int) -> Age:
@@ -71,32 +97,24 @@ def _age(store: Store, sid: int) -> Age:
     return (-1, "") if store.is_closed(sid) else age(store.load(sid))
 
 
-def _twins(conn: Connection, sid: int, facts: SessionFacts) -> dict[str, list[tuple[int, CallFact]]]:
-    """Calls that other sessions hold as their own too; of those that closed ones do, only *facts* still tell."""
+def _twins(store: Store, sids: Collection[int]) -> dict[int, dict[str, list[tuple[int, CallFact]]]]:
+    """Calls that other sessions hold as their own too; of those that closed ones do, only the sessions' own facts still tell."""
     mine = t.calls.alias()
-    found: dict[str, list[tuple[int, CallFact]]] = defaultdict(list)
-    query = select(t.calls).join(mine, mine.c.call_id == t.calls.c.call_id).where(mine.c.session_id == sid, t.calls.c.session_id != sid)
-    for row in conn.execute(query):
-        found[row.call_id].append((int(row.session_id), call_fact(row)))
-    closed = select(t.closed_calls).join(mine, mine.c.call_id == t.closed_calls.c.call_id)
-    for row in conn.execute(closed.where(mine.c.session_id == sid, t.closed_calls.c.session_id != sid, t.closed_calls.c.own)):
-        found[row.call_id].append((int(row.session_id), facts.calls[row.call_id]))
+    found: dict[int, dict[str, list[tuple[int, CallFact]]]] = defaultdict(lambda: defaultdict(list))
+    same = (mine.c.call_id == t.calls.c.call_id) & (t.calls.c.session_id != mine.c.session_id)
+    for row in among(store.conn, select(mine.c.session_id.label("holder"), t.calls).join(mine, same), mine.c.session_id, sids):
+        found[row.holder][row.call_id].append((int(row.session_id), call_fact(row)))
+    closed = t.closed_calls.c
+    same = (mine.c.call_id == closed.call_id) & (closed.session_id != mine.c.session_id) & closed.own
+    query = select(mine.c.session_id.label("holder"), closed.session_id, closed.call_id).join(t.closed_calls, same)
+    for row in among(store.conn, query, mine.c.session_id, sids):
+        found[row.holder][row.call_id].append((int(row.session_id), store.facts[row.holder].calls[row.call_id]))
     return found
 
 
 def _dated(conn: Connection, owner: int, facts: SessionFacts) -> Iterable[Level]:
     for r in conn.execute(select(t.levels).where(t.levels.c.session_id == owner, t.levels.c.epoch != "")):
-        used = Usage(*[getattr(r, x) for x in FIELDS])
-        yield Level(facts.cli, "", r.model, used, r.epoch, r.reading, r.epoch_ms, r.start_ms, r.read_ms, r.guess)
-
-
-def _peers(store: Store, sid: int, facts: SessionFacts) -> frozenset[Usage]:
-    """Other sessions' run totals that equal what this one's first result started from."""
-    wants = _wants(facts)
-    if wants is None:
-        return frozenset()
-    rows = store.conn.execute(select(t.finishes.c.total).where(t.finishes.c.fingerprint == wants, t.finishes.c.session_id != sid))
-    return frozenset(Usage(*json.loads(r.total)) for r in rows)
+        yield level_fact(r, facts.cli, "")
 
 
 def _wants(facts: SessionFacts) -> str | None:
@@ -104,32 +122,57 @@ def _wants(facts: SessionFacts) -> str | None:
     return None if restored is None else fingerprint(restored)
 
 
-def remember(store: Store, sid: int) -> None:
-    """Notes which total the session waits for, so that it is looked at again when that comes."""
-    wants = _wants(store.load(sid))
-    store.conn.execute(update(t.sessions).where(t.sessions.c.id == sid, t.sessions.c.wants.is_distinct_from(wants)).values(wants=wants))
+def remember(store: Store, sids: Collection[int]) -> None:
+    """Notes which totals the sessions wait for, so that they are looked at again when those come."""
+    wants = [{"sid": sid, "to_wants": _wants(store.load(sid))} for sid in sids]
+    told = [w for w in wants if w["to_wants"] or w["sid"] not in store.fresh]
+    if told:
+        store.conn.execute(_WANTS, told)
 
 
-def derive(store: Store, sid: int, prices: costing.Prices) -> Rows:
-    """The session's rows of ``runs`` and ``entries``."""
-    facts, foreign = gather(store, sid)
-    head = store.conn.execute(select(t.sessions).where(t.sessions.c.id == sid)).one()
-    wrapped = {r.run_key: r for r in store.conn.execute(select(t.processes).where(t.processes.c.session_id == sid))}
+_WANTS = update(t.sessions).where(t.sessions.c.id == bindparam("sid"), t.sessions.c.wants.is_distinct_from(bindparam("to_wants")))
+_WANTS = _WANTS.values(wants=bindparam("to_wants"))
+
+
+def derive(store: Store, sids: Collection[int], prices: costing.Prices, trial: tagging.Trial | None = None) -> dict[int, Rows]:
+    """The sessions' rows of ``runs`` and ``entries``; under the rules on *trial* instead of those that each goes by."""
+    kin, rules = kin_of(store, sids), tagging.rulesets(store.conn)
+    wrapped: dict[int, dict[str, Any]] = defaultdict(dict)
+    for r in among(store.conn, select(t.processes), t.processes.c.session_id, sids):
+        wrapped[r.session_id][r.run_key] = r
+    out = {}
+    for head in among(store.conn, select(t.sessions), t.sessions.c.id, sids):
+        of = rules.get(head.ruleset) if trial is None else trial.rules
+        out[head.id] = _rows(head, gather(store, head.id, kin), wrapped[head.id], prices, of, trial)
+    return out
+
+
+def _rows(
+    head: Any, known: tuple[SessionFacts, Foreign], wrapped: Mapping[str, Any], prices: costing.Prices, rules: Rules | None,
+    trial: tagging.Trial | None,
+) -> Rows:  # fmt: skip
+    """The rows of one session, *head* being its own row and *wrapped* its processes by run."""
     runs: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
-    for piece_of in split(facts, foreign):
-        run = _run_row(sid, facts, piece_of, wrapped.get(piece_of.run_key), head)
+    for piece_of in split(*known):
+        run = _run_row(head.id, known[0], piece_of, wrapped.get(piece_of.run_key), head)
         runs.append(run)
-        merged: dict[tuple[str, int], dict[str, Any]] = {}
+        whose = tagging.Whose(rules, head, run, piece_of.tags, trial) if rules else None
+        if whose:
+            run |= _tags(whose.tags)
+        merged: dict[tuple[str, int, costing.Share], dict[str, Any]] = {}
         for piece in piece_of.pieces:
             ended = piece_of.ended_ms or run["ended_ms"] or head.seen_ms
             money = costing.cost(piece, prices, ended)
-            for e in costing.entries(piece, money, ended, prices):
-                row = _entry_row(sid, piece_of.run_key, e)
-                key = e.model, e.minute_ms
+            share_of = whose.share_of(piece.model) if whose else None
+            for e in costing.entries(piece, money, ended, prices, share_of):
+                row = _entry_row(head.id, piece_of.run_key, e)
+                key = e.model, e.minute_ms, e.share
                 merged[key] = _added(merged[key], row) if key in merged else row
+        if whose:
+            tagging.join(run, merged.values())
         lines += merged.values()
-        run["last_ms"] = max((minute for _, minute in merged), default=run["ended_ms"])
+        run["last_ms"] = max((key[1] for key in merged), default=run["ended_ms"])
     return runs, lines
 
 
@@ -155,11 +198,15 @@ def _run_row(sid: int, facts: SessionFacts, run: RunSlice, wrapped: Any, head: A
     out["notes"] = dump([*run.unknown, *json.loads(out["notes"] or "[]")])
     return out | {
         "session_id": sid, "run_key": run.run_key, "cli": facts.cli, "session": facts.session,
-        "agent": run.tags.agent, "task": run.tags.task,
-        "attrs": dump(dict(run.tags.attrs)), **{x: run.tags.attrs.get(x) for x in COLUMNS},
+        **_tags(run.tags),
         "outcome": outcome, "implied": run.implied, "started_ms": started,
         "ended_ms": ended if ended is not None else head.seen_ms, "duration_ms": duration, "trace_id": trace, "span_id": span,
     }  # fmt: skip
+
+
+def _tags(tags: Tags) -> dict[str, Any]:
+    columns = {name: tags.attrs.get(name) for name in COLUMNS}
+    return {"agent": tags.agent, "task": tags.task, "attrs": dump(dict(tags.attrs)), **columns}
 
 
 def _outcome(told: str, exit_code: int | None, signal: int | None) -> str:
@@ -185,10 +232,11 @@ def _entry_row(sid: int, run_key: str, e: costing.Entry) -> dict[str, Any]:
     return {
         "session_id": sid, "run_key": run_key, "model": e.model, "minute_ms": e.minute_ms, **used, "reported_nusd": e.money.reported,
         "estimated_nusd": e.money.estimated, "listed_nusd": e.money.listed, "unpriced_tokens": e.money.unpriced, "calls": e.calls,
+        "agent": e.share[0], "task": e.share[1],
     }  # fmt: skip
 
 
-_KEYS = ("session_id", "run_key", "model", "minute_ms")
+_KEYS = tuple(c.name for c in t.entries.primary_key)
 
 
 def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -196,30 +244,44 @@ def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {k: v if k in _KEYS else b[k] if v is None else v if b[k] is None else v + b[k] for k, v in a.items()}
 
 
-def stored(conn: Connection, sid: int) -> Rows:
-    """The session's rows as they stand."""
-    runs, entries = ([dict(r._mapping) for r in conn.execute(select(x).where(x.c.session_id == sid))] for x in (t.runs, t.entries))
-    return runs, entries
+def stored(conn: Connection, sids: Collection[int]) -> dict[int, Rows]:
+    """The sessions' rows as they stand."""
+    out: dict[int, Rows] = {sid: ([], []) for sid in sids}
+    for i, table in enumerate((t.runs, t.entries)):
+        for r in among(conn, select(table), table.c.session_id, sids):
+            out[r.session_id][i].append(dict(r._mapping))
+    return out
 
 
-def replace(conn: Connection, sid: int, rows: Rows) -> bool:
-    """Brings the session's stored rows to *rows*, touching only those that differ; whether any did."""
-    before: list[list[dict[str, Any]]] = []
-    changed: set[str] = set()  # runs
-    for table, new in ((t.runs, rows[0]), (t.entries, rows[1])):
-        keys = [c.name for c in table.primary_key]
-        old = {_key(r, keys): r for r in (dict(x._mapping) for x in conn.execute(select(table).where(table.c.session_id == sid)))}
-        wanted = {_key(r, keys): r for r in new}
-        gone = [dict(zip(keys, k, strict=True)) for k in old.keys() - wanted.keys()]
-        for where in gone:
-            conn.execute(delete(table).where(*[table.c[k] == v for k, v in where.items()]))
-        moved = [r for k, r in wanted.items() if old.get(k) != r]
-        upsert(conn, table, moved)
-        changed |= {r["run_key"] for r in (*gone, *moved)}
-        before.append(list(old.values()))
-    for runs, entries in (before, rows):
-        rollup.mark(conn, rollup.touched(runs, entries, changed))
-    return bool(changed)
+def replace(store: Store, rows: Mapping[int, Rows]) -> set[int]:
+    """Brings the sessions' stored rows to *rows*, touching only those that differ; the sessions of which any did."""
+    conn, out, hours = store.conn, set(), set()
+    before = stored(conn, rows.keys() - store.fresh)
+    fresh: list[list[dict[str, Any]]] = [[], []]
+    for sid, new in rows.items():
+        old, changed = before.get(sid, ([], [])), set[str]()  # of runs
+        for i, table in enumerate((t.runs, t.entries)):
+            gone, moved = _changes(old[i], new[i], [c.name for c in table.primary_key])
+            for where in gone:
+                conn.execute(delete(table).where(*[table.c[k] == v for k, v in where.items()]))
+            fresh[i] += moved
+            changed |= {r["run_key"] for r in (*gone, *moved)}
+        hours |= rollup.touched(*old, changed) | rollup.touched(*new, changed)
+        if changed:
+            out.add(sid)
+    upsert(conn, t.runs, fresh[0])
+    upsert(conn, t.entries, fresh[1])
+    rollup.mark(conn, hours)
+    return out
+
+
+def _changes(old: list[dict[str, Any]], new: list[dict[str, Any]], keys: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(keys of rows that are no more, rows that are new or differ)"""
+    if not old:
+        return [], new
+    before, after = {_key(r, keys): r for r in old}, {_key(r, keys): r for r in new}
+    gone = [dict(zip(keys, k, strict=True)) for k in before.keys() - after.keys()]
+    return gone, [r for k, r in after.items() if before.get(k) != r]
 
 
 def _key(row: dict[str, Any], keys: list[str]) -> tuple[Any, ...]:

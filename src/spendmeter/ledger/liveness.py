@@ -27,6 +27,9 @@ class Mark(NamedTuple):
     born: str
 
 
+ELSEWHERE = Mark("(elsewhere)", 0, "")  # a process of another host, of which nothing but its heartbeat comes here
+
+
 def own() -> Mark:
     """This process."""
     pid = os.getpid()

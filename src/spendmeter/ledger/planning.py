@@ -17,12 +17,13 @@ from sqlalchemy import Connection, Select, case, delete, exists, func, select
 
 from spendmeter import metrics as m
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Ledger, now_ms
+from spendmeter.ledger import Ledger, now_ms, tagging
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import SUMS, Amounts, Where
+from spendmeter.ledger.bulk import upsert
 from spendmeter.ledger.posting import label
 from spendmeter.ledger.query import runs, within
-from spendmeter.ledger.store import dump, upsert
+from spendmeter.ledger.store import dump
 from spendmeter.plans.history import History
 from spendmeter.plans.model import ID_LENGTH, Figures, Plan, Slot, Snapshot, of_dict, summed
 from spendmeter.plans.variance import Actual, Comparison, Used, Variance, compare, total
@@ -174,12 +175,14 @@ def _used(conn: Connection, tags: Collection[str] | None, where: Where) -> _Used
     mine = r.plan > "" if tags is None else r.plan.in_(sorted(tags))
     of_run = (e.session_id == r.session_id) & (e.run_key == r.run_key)
     without = func.sum(case((exists().where(of_run), 0), else_=1))
-    ended = select(*cut, func.sum(r.duration_ms), func.count(), without).where(mine, *within(r.ended_ms, where))
-    usage = select(*cut, *[func.sum(e[s]) for s in SUMS]).select_from(t.runs).join(t.entries, of_run)
+    ended = select(*cut, func.sum(r.duration_ms), func.count(), without).where(mine, *within(r.ended_ms, where)).group_by(*cut)
+    shares = *cut[:-1], tagging.of_entry("agent")
+    usage = select(*shares, *[func.sum(e[s]) for s in SUMS]).select_from(t.runs).join(t.entries, of_run)
+    usage = usage.where(mine, *within(e.minute_ms, where)).group_by(*shares)
     out: dict[str, list[tuple[Slot, Actual]]] = {}
-    asked: list[tuple[Select[Any], Callable[..., Actual]]] = [(ended, _ended), (usage.where(mine, *within(e.minute_ms, where)), _usage)]
+    asked: list[tuple[Select[Any], Callable[..., Actual]]] = [(ended, _ended), (usage, _usage)]
     for query, made in asked:
-        for tag, workflow, stage, agent, *sums in conn.execute(query.group_by(*cut)):
+        for tag, workflow, stage, agent, *sums in conn.execute(query):
             actual = made(*[None if x is None else int(x) for x in sums])
             out.setdefault(tag, []).append(((workflow or None, stage or None, agent), actual))
     return out

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
@@ -16,8 +17,9 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from spendmeter import metrics as m
 from spendmeter.config import Settings
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.bulk import among, upsert
 from spendmeter.ledger.privacy import cleaned
-from spendmeter.ledger.store import dump, upsert
+from spendmeter.ledger.store import dump
 
 Amounts = dict[tuple[str, str], int]  # (family, labels as JSON) -> amount; money in nano-USD, time in ms
 SKIPS = 0  # the session id under which skips are posted
@@ -43,10 +45,19 @@ def amounts(runs: list[dict[str, Any]], entries: list[dict[str, Any]], overflow:
         _run_amounts(add, run)
     for e in entries:
         run = by_key[e["run_key"]]
-        base = (run["agent"], run["cli"], e["model"])
-        task = m.OVERFLOW if (run["agent"], run["task"]) in overflow else run["task"]
-        _entry_amounts(add, e, base, (run["agent"], task))
+        agent, task = _whose(run, e)
+        _entry_amounts(add, e, (agent, run["cli"], e["model"]), (agent, m.OVERFLOW if (agent, task) in overflow else task))
     return dict(out)
+
+
+def _whose(run: dict[str, Any], e: dict[str, Any]) -> tuple[str, str]:
+    return e["agent"] or run["agent"], e["task"] or run["task"]
+
+
+def pairs(runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """The (agent, task) that a session's usage belongs to."""
+    by_key = {r["run_key"]: r for r in runs}
+    return {(r["agent"], r["task"]) for r in runs} | {_whose(by_key[e["run_key"]], e) for e in entries}
 
 
 def _run_amounts(add: Any, run: dict[str, Any]) -> None:
@@ -79,37 +90,60 @@ def _entry_amounts(add: Any, e: dict[str, Any], base: tuple[str, str, str], task
     add(m.UNPRICED_TOKENS, (base[2],), e["unpriced_tokens"])
 
 
-def post(conn: Connection, sid: int, wanted: Amounts, now_ms: int, settings: Settings, exemplar: str | None = None) -> None:
-    """Makes the session's share of every series equal to *wanted*."""
-    held = {
-        (r.family, r.labels): int(r.amount)
-        for r in conn.execute(
-            select(t.series.c.family, t.series.c.labels, t.posted.c.amount)
-            .join(t.posted, t.posted.c.series_id == t.series.c.id)
-            .where(t.posted.c.session_id == sid)
-        )
-    }
-    by = {key: wanted.get(key, 0) - held.get(key, 0) for key in sorted(wanted.keys() | held.keys())}
-    moves = {key: n for key, n in by.items() if n}
-    if not moves:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a session's rows should add to each series, and the exemplar for what it adds now."""
+
+    wanted: Amounts
+    exemplar: str | None = None
+
+
+def held(conn: Connection, sids: Collection[int]) -> dict[int, Amounts]:
+    """What each of the sessions *sids* has put into each series, those that have put anything."""
+    out: dict[int, Amounts] = defaultdict(dict)
+    query = select(t.posted, t.series.c.family, t.series.c.labels).join(t.series, t.posted.c.series_id == t.series.c.id)
+    for r in among(conn, query, t.posted.c.session_id, sids):
+        out[r.session_id][r.family, r.labels] = int(r.amount)
+    return dict(out)
+
+
+def post(conn: Connection, shares: Mapping[int, Share], now_ms: int, settings: Settings) -> None:
+    """Makes each session's share of every series as it should be."""
+    before = held(conn, shares.keys())
+    by: dict[tuple[str, str], int] = defaultdict(int)
+    moved: list[tuple[int, tuple[str, str], int]] = []  # session, series, its new share
+    exemplars: dict[tuple[str, str], tuple[int, str]] = {}
+    for sid, share in sorted(shares.items()):
+        had_all = before.get(sid, {})
+        for key in sorted(share.wanted.keys() | had_all.keys()):
+            n, had = share.wanted.get(key, 0), had_all.get(key, 0)
+            if n != had:
+                by[key] += n - had
+                moved.append((sid, key, n))
+                if share.exemplar and n > had:
+                    exemplars[key] = n - had, share.exemplar
+    if not moved:
         return
-    rows = _series(conn, moves, now_ms)
-    conn.execute(_MOVE, [_moved(rows[key], n, now_ms, settings, exemplar) for key, n in moves.items()])
-    upsert(conn, t.posted, [{"session_id": sid, "series_id": rows[k].id, "amount": wanted[k]} for k in moves if wanted.get(k)])
-    gone = [rows[k].id for k in moves if not wanted.get(k)]
+    rows = _series(conn, by, now_ms)
+    conn.execute(_MOVE, [_moved(rows[key], n, now_ms, settings, exemplars.get(key)) for key, n in by.items()])
+    upsert(conn, t.posted, [{"session_id": sid, "series_id": rows[key].id, "amount": n} for sid, key, n in moved if n])
+    gone = [{"of": sid, "in": rows[key].id} for sid, key, n in moved if not n]
     if gone:
-        conn.execute(delete(t.posted).where(t.posted.c.session_id == sid, t.posted.c.series_id.in_(gone)))
+        conn.execute(_GONE, gone)
+
+
+_GONE = delete(t.posted).where(t.posted.c.session_id == bindparam("of"), t.posted.c.series_id == bindparam("in"))
 
 
 def _series(conn: Connection, keys: Collection[tuple[str, str]], now_ms: int) -> dict[tuple[str, str], Any]:
     """The row of each series, made where it is new."""
     s = t.series.c
-    families, labels = {f for f, _ in keys}, {x for _, x in keys}
-    found = {(r.family, r.labels): r for r in conn.execute(select(t.series).where(s.family.in_(families), s.labels.in_(labels)))}
-    for key in keys:
-        if key not in found:
-            values = {"family": key[0], "labels": key[1], "target": 0, "value": 0, "held": 0, "moved_ms": now_ms}
-            found[key] = conn.execute(insert(t.series).values(**values).returning(*s)).one()
+    query = select(t.series).where(s.family.in_({f for f, _ in keys}))
+    found = {(r.family, r.labels): r for r in among(conn, query, s.labels, {x for _, x in keys})}
+    new = [key for key in keys if key not in found]
+    if new:
+        values = [{"family": f, "labels": x, "target": 0, "value": 0, "held": 0, "moved_ms": now_ms} for f, x in new]
+        found |= {(r.family, r.labels): r for r in conn.execute(insert(t.series).returning(*s), values)}
     return found
 
 
@@ -117,12 +151,12 @@ _MOVING = ("target", "value", "held", "shown_ms", "pushed_ms", "moved_ms", "exem
 _MOVE = update(t.series).where(t.series.c.id == bindparam("series_id")).values({x: bindparam(f"to_{x}") for x in _MOVING})
 
 
-def _moved(row: Any, by: int, now_ms: int, settings: Settings, exemplar: str | None) -> dict[str, Any]:
+def _moved(row: Any, by: int, now_ms: int, settings: Settings, exemplar: tuple[int, str] | None) -> dict[str, Any]:
     """One series as it is after its move. A task's series that had left starts anew from the value that it last showed."""
     target = row.target + by
     values = {x: getattr(row, x) for x in _MOVING} | {"target": target, "value": max(row.value, target), "moved_ms": now_ms}
     if exemplar and by > 0:
-        values["exemplar"] = f'{exemplar[:-1]},"value":{by}}}'
+        values["exemplar"] = f'{exemplar[1][:-1]},"value":{exemplar[0]}}}'
     if row.family.startswith("spendmeter.task.") and row.moved_ms < now_ms - settings.task_ttl_s * 1000:
         seen = row.shown_ms is not None or row.pushed_ms is not None  # else nobody knows of its value yet
         values |= {"held": row.value if seen else row.held, "shown_ms": None, "pushed_ms": None}
@@ -131,23 +165,15 @@ def _moved(row: Any, by: int, now_ms: int, settings: Settings, exemplar: str | N
 
 def slots(conn: Connection, pairs: set[tuple[str, str]], now_ms: int, settings: Settings) -> set[tuple[str, str]]:
     """Gives each (agent, task) its place; returns those that go under the overflow label, for good."""
-    out = set()
-    since = now_ms - int(settings.task_ttl_s * 1000)
-    for agent, task in sorted(pairs):
-        row = conn.execute(select(t.tasks).where(t.tasks.c.agent == agent, t.tasks.c.task == task)).first()
-        if row is None:
-            live = len(
-                conn.execute(
-                    select(t.tasks.c.task).where(t.tasks.c.used_ms >= since, t.tasks.c.overflow.is_(False)).limit(settings.max_tasks)
-                ).all()
-            )
-            over = live >= settings.max_tasks
-        else:
-            over = bool(row.overflow)
-        upsert(conn, t.tasks, [{"agent": agent, "task": task, "overflow": over, "used_ms": now_ms}])
-        if over:
-            out.add((agent, task))
-    return out
+    k = t.tasks.c
+    known = {(r.agent, r.task): bool(r.overflow) for r in among(conn, select(t.tasks), k.task, {task for _, task in pairs})}
+    if new := sorted(pairs - known.keys()):
+        since = now_ms - int(settings.task_ttl_s * 1000)
+        live = select(k.task).where(k.used_ms >= since, k.overflow.is_(False)).limit(settings.max_tasks)
+        free = settings.max_tasks - len(conn.execute(live).all())
+        known |= {pair: i >= free for i, pair in enumerate(new)}
+    upsert(conn, t.tasks, [{"agent": a, "task": x, "overflow": known[a, x], "used_ms": now_ms} for a, x in sorted(pairs)])
+    return {pair for pair in pairs if known[pair]}
 
 
 def skip_amounts(conn: Connection) -> Amounts:
@@ -156,19 +182,28 @@ def skip_amounts(conn: Connection) -> Amounts:
     return {(m.SKIPPED.name, dump([label(r.source), label(r.reason)])): int(r.n) for r in rows}
 
 
-def enqueue(conn: Connection, sid: int, runs: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
-    """Puts each run whose content is new into the spool; what was already sent as it stands is not sent again."""
-    known = {r.run_key: r.print for r in conn.execute(select(t.spool.c.run_key, t.spool.c.print).where(t.spool.c.session_id == sid))}
-    mine: dict[str, list[str]] = defaultdict(list)
-    for e in entries:
-        mine[e["run_key"]].append(repr(sorted(e.items())))
-    for run in runs:
-        body = [sorted(run.items()), sorted(mine[run["run_key"]])]
-        mark = hashlib.sha256(repr(body).encode()).hexdigest()[:32]
-        if known.get(run["run_key"]) == mark:
-            continue
-        key = (t.spool.c.session_id == sid) & (t.spool.c.run_key == run["run_key"])
-        conn.execute(delete(t.spool).where(key))
-        conn.execute(insert(t.spool).values(session_id=sid, run_key=run["run_key"], print=mark, traced=False, logged=False))
-    for gone in known.keys() - {r["run_key"] for r in runs}:
-        conn.execute(delete(t.spool).where(t.spool.c.session_id == sid, t.spool.c.run_key == gone))
+def enqueue(conn: Connection, rows: Mapping[int, tuple[list[dict[str, Any]], list[dict[str, Any]]]]) -> None:
+    """Puts each run whose content is new into the spool; what was already sent as it stands is not sent again.
+
+    Args:
+        rows: by session: its runs and entries.
+    """
+    known = {(r.session_id, r.run_key): r.print for r in among(conn, select(t.spool), t.spool.c.session_id, rows.keys())}
+    prints: dict[tuple[int, str], str] = {}
+    for sid, (runs, entries) in rows.items():
+        mine: dict[str, list[str]] = defaultdict(list)
+        for e in entries:
+            mine[e["run_key"]].append(repr(sorted(e.items())))
+        for run in runs:
+            body = [sorted(run.items()), sorted(mine[run["run_key"]])]
+            prints[sid, run["run_key"]] = hashlib.sha256(repr(body).encode()).hexdigest()[:32]
+    stale = [{"of": sid, "run": key} for (sid, key), mark in known.items() if prints.get((sid, key)) != mark]
+    if stale:
+        conn.execute(_STALE, stale)
+    news = [key for key, mark in prints.items() if known.get(key) != mark]
+    if news:
+        values = [{"session_id": s, "run_key": k, "print": prints[s, k], "traced": False, "logged": False} for s, k in news]
+        conn.execute(insert(t.spool), values)
+
+
+_STALE = delete(t.spool).where(t.spool.c.session_id == bindparam("of"), t.spool.c.run_key == bindparam("run"))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, cast, exists, false, func, null, or_, select, union_all
 
+from spendmeter.attribution import TAGS
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import Ledger, rollup
+from spendmeter.ledger import Ledger, rollup, tagging
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import NOTHING, SUMS, Amounts, Where
 from spendmeter.ledger.periods import by_the_hour, day_text, month_text, name_of, shifted, when_ms
@@ -147,11 +148,23 @@ def _summed(conn: Connection, by: tuple[str, ...], where: Where, timezone: str) 
 
 
 def _rows(conn: Connection, by: tuple[str, ...], where: Where, timezone: str) -> list[Row]:
-    """Rows in no order. Attributes are JSON: they are cut here, the rest is in SQL."""
+    """Rows in no order. A run counts once, for its own agent and task, whoever was given a part of its usage."""
+    found = _found(conn, by, where, timezone)
+    named = {*by, *(name for name in TAGS if getattr(where, name) is not None)}
+    if not named.isdisjoint(TAGS) and tagging.shared(conn):
+        runs, used = found, _found(conn, by, where, timezone, shared=True)
+        found = {k: used.get(k, NOTHING)._replace(runs=runs.get(k, NOTHING).runs) for k in runs.keys() | used.keys()}
+    return [Row(keys, amounts) for keys, amounts in found.items() if amounts != NOTHING]
+
+
+def _found(
+    conn: Connection, by: tuple[str, ...], where: Where, timezone: str, *, shared: bool = False
+) -> dict[tuple[str | None, ...], Amounts]:
+    """Sums by keys. Attributes are JSON: they are cut here, the rest is in SQL."""
     with_attrs = bool(where.attrs) or any(name.startswith(ATTR) for name in by)
     dims = tuple(name for name in dict.fromkeys(by) if not name.startswith(ATTR)) + (("attrs",) if with_attrs else ())
     found: dict[tuple[str | None, ...], Amounts] = {}
-    for line in conn.execute(_grouped(conn, dims, where, timezone)):
+    for line in conn.execute(_grouped(conn, dims, where, timezone, shared=shared)):
         told = dict(zip(dims, line[: len(dims)], strict=True))
         attrs = json.loads(told.get("attrs") or "{}")
         if any(attrs.get(k) != v for k, v in where.attrs.items()):
@@ -159,26 +172,30 @@ def _rows(conn: Connection, by: tuple[str, ...], where: Where, timezone: str) ->
         keys = tuple(attrs.get(name[len(ATTR) :]) if name.startswith(ATTR) else told[name] for name in by)
         amounts = Amounts(*[None if x is None else int(x) for x in line[len(dims) :]])  # type: ignore[arg-type]
         found[keys] = found.get(keys, NOTHING).plus(amounts) if keys in found else amounts
-    return [Row(keys, amounts) for keys, amounts in found.items() if amounts.runs]
+    return {keys: amounts for keys, amounts in found.items() if amounts.runs}
 
 
-def _grouped(conn: Connection, dims: tuple[str, ...], where: Where, timezone: str) -> Select[Any]:
-    """Sums by *dims*: first by run, so that counting runs is counting rows, then over runs."""
+def _grouped(conn: Connection, dims: tuple[str, ...], where: Where, timezone: str, *, shared: bool = False) -> Select[Any]:
+    """Sums by *dims*: first by run, so that counting runs is counting rows, then over runs.
+
+    Args:
+        shared: go by whose each entry is; else by whose its run is.
+    """
     names = [f"k{i}" for i in range(len(dims))]
     e, r, no_model = t.entries.c, t.runs.c, cast(null(), t.entries.c.model.type)
     dated = _dating(conn, timezone) if {"day", "month"} & set(dims) else {}
-    used = [_dimension(d, e.model, e.minute_ms, dated).label(n) for d, n in zip(dims, names, strict=True)]
+    used = [_dimension(d, e.model, e.minute_ms, dated, shared=shared).label(n) for d, n in zip(dims, names, strict=True)]
     unused = [_dimension(d, no_model, r.ended_ms, dated).label(n) for d, n in zip(dims, names, strict=True)]
-    inner = union_all(_with_usage(used, names, where), _without_usage(unused, where)).subquery()
+    inner = union_all(_with_usage(used, names, where, shared=shared), _without_usage(unused, where)).subquery()
     sums = [func.sum(inner.c[name]).label(name) for name in SUMS]
     return select(*[inner.c[n] for n in names], *sums, func.count().label("runs")).group_by(*[inner.c[n] for n in names])
 
 
-def _with_usage(keys: list[Any], names: list[str], where: Where) -> Select[Any]:
+def _with_usage(keys: list[Any], names: list[str], where: Where, *, shared: bool) -> Select[Any]:
     r, e = t.runs.c, t.entries.c
     query = select(*keys, *[func.sum(e[s]).label(s) for s in SUMS]).select_from(t.entries)
     query = query.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))
-    query = query.where(*_of_run(where), *within(e.minute_ms, where))
+    query = query.where(*_of_run(where, shared=shared), *within(e.minute_ms, where))
     if where.model is not None:
         query = query.where(e.model == where.model)
     # in a window SQLite shall go by the minutes' index, not read all entries in the order of the key to group them
@@ -211,14 +228,18 @@ def _edges(conn: Connection) -> tuple[int, int]:
     return min(told, default=0), max(told, default=0)
 
 
-def _dimension(name: str, model: Any, at_ms: Any, dated: dict[str, Any]) -> ColumnElement[Any]:
+def _dimension(name: str, model: Any, at_ms: Any, dated: dict[str, Any], *, shared: bool = False) -> ColumnElement[Any]:
     if name == "model":
         return model  # type: ignore[no-any-return]
-    return dated[name](at_ms) if name in dated else t.runs.c[name]
+    return dated[name](at_ms) if name in dated else _named(name, shared=shared)
 
 
-def _of_run(where: Where) -> list[ColumnElement[bool]]:
-    return [t.runs.c[name] == getattr(where, name) for name in _OF_RUN if getattr(where, name) is not None]
+def _named(name: str, *, shared: bool) -> ColumnElement[Any]:
+    return tagging.of_entry(name) if shared and name in TAGS else t.runs.c[name]
+
+
+def _of_run(where: Where, *, shared: bool = False) -> list[ColumnElement[bool]]:
+    return [_named(name, shared=shared) == getattr(where, name) for name in _OF_RUN if getattr(where, name) is not None]
 
 
 def within(at_ms: Any, where: Where) -> list[ColumnElement[bool]]:
@@ -311,7 +332,7 @@ def run_totals(ledger: Ledger, key: str = "last") -> RunLine:
             raise LedgerError("no run in the ledger yet; meter one with: spendmeter run --agent NAME --task KEY -- COMMAND")
         return found[0]
     with ledger.read() as conn:
-        heads = _named(conn, key)
+        heads = _known_as(conn, key)
         if len(heads) == 1:
             return _lines(conn, heads)[0]
     if heads:
@@ -320,7 +341,7 @@ def run_totals(ledger: Ledger, key: str = "last") -> RunLine:
     raise LedgerError(f'run "{key}" is not in the ledger; write "last", a run key, a run id or a session')
 
 
-def _named(conn: Connection, key: str) -> Sequence[Any]:
+def _known_as(conn: Connection, key: str) -> Sequence[Any]:
     """Runs of that very name, else runs whose name starts so. At most 50."""
     r, p = t.runs.c, t.processes.c
     wrapped = exists().where(p.session_id == r.session_id, p.run_key == r.run_key)

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, delete, select
 from spendmeter.budgets.model import FIRST_RUN_SHARE, Budget, Subject
 from spendmeter.ledger import liveness
 from spendmeter.ledger import schema as t
-from spendmeter.ledger.store import dump, upsert
+from spendmeter.ledger.bulk import upsert
+from spendmeter.ledger.store import dump
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,18 @@ def parted(conn: Connection, at_ms: int) -> tuple[list[Reservation], list[Reserv
     return out
 
 
-def put(conn: Connection, reservation: Reservation, at_ms: int) -> None:
-    """Sets aside for a run of this process, or renews what was: it counts as alive at *at_ms*."""
+def find(conn: Connection, run_id: str) -> tuple[Reservation, int] | None:
+    """What is set aside for the run, dead or alive, and when it was last renewed."""
+    row = conn.execute(select(t.reservations).where(t.reservations.c.run_id == run_id)).first()
+    return (_reservation(row), row.beat_ms) if row else None
+
+
+def put(conn: Connection, reservation: Reservation, at_ms: int, holder: liveness.Mark | None = None) -> None:
+    """Sets aside for a run of *holder*, by default this process, or renews what was: it counts as alive at *at_ms*."""
     told = {name: getattr(reservation, name) for name in Reservation.__slots__ if name != "subject"}
     s = reservation.subject
     of = {"agent": s.agent or "unknown", "task": s.task or "unknown", "cli": s.cli, "model": s.model, "repo": s.repo}
-    upsert(conn, t.reservations, [told | of | {"attrs": dump(dict(s.attrs)), "beat_ms": at_ms} | liveness.own()._asdict()])
+    upsert(conn, t.reservations, [told | of | {"attrs": dump(dict(s.attrs)), "beat_ms": at_ms} | (holder or liveness.own())._asdict()])
 
 
 def drop(conn: Connection, run_id: str) -> None:

@@ -7,16 +7,19 @@ that it has not counted is a skip, reason "session closed". Sessions that lean o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, or_, select, update
 
 from spendmeter.ledger import Ledger, derive, now_ms
 from spendmeter.ledger import schema as t
-from spendmeter.ledger.store import Store, upsert
+from spendmeter.ledger.bulk import upsert
+from spendmeter.ledger.store import Store
 
 AT_ONCE = 200  # sessions in one transaction; more where they lean on each other
+LEAST_S = 86_400.0  # less would close sessions that are still in use
+TOO_SOON = "less than 1d would close sessions that are still in use; write e.g. 400d"
 _GONE = (t.calls, t.copies, t.parts, t.bases, t.prompts, t.claims, t.levels)
 _UNDATED = t.levels.c.epoch == ""  # no fork starts from such a reading
 
@@ -28,32 +31,38 @@ class Retained(NamedTuple):
     facts: int = 0
 
 
-def retain(ledger: Ledger, older_ms: int, *, dry_run: bool = False, at_ms: int | None = None) -> Retained:
+def retain(
+    ledger: Ledger, older_ms: int, *, dry_run: bool = False, at_ms: int | None = None, at_once: int = AT_ONCE,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> Retained:  # fmt: skip
     """Closes the sessions whose last sign of life is more than *older_ms* before *at_ms* (now).
 
     Args:
         dry_run: only tell what would be closed.
+        at_once: sessions in one transaction; more where they lean on each other.
+        goes_on: asked before each transaction; once it is not so, what was closed by then stays closed.
 
     Raises:
         LedgerError: the ledger cannot be written.
     """
     now = now_ms() if at_ms is None else at_ms
     after, facts, seen = 0, 0, set[int]()
-    while True:
+    while goes_on():
         with ledger.read() if dry_run else ledger.write() as conn:
-            some = _quiet(conn, now - older_ms, after)
+            some = _quiet(conn, now - older_ms, after, at_once)
             if not some:
-                return Retained(len(seen), facts)
+                break
             sids = _whole_families(conn, some, now - older_ms) - seen
             facts += _count(conn, sids) if dry_run else _close(conn, sids, now)
             seen |= sids
             after = max(some)
+    return Retained(len(seen), facts)
 
 
-def _quiet(conn: Connection, before_ms: int, after: int) -> list[int]:
+def _quiet(conn: Connection, before_ms: int, after: int, at_most: int) -> list[int]:
     """The next sessions of which nothing was heard since *before_ms*, all of whose usage is in the counters."""
     query = select(t.sessions.c.id).where(t.sessions.c.id > after, *_is_quiet(before_ms))
-    return [int(r.id) for r in conn.execute(query.order_by(t.sessions.c.id).limit(AT_ONCE))]
+    return [int(r.id) for r in conn.execute(query.order_by(t.sessions.c.id).limit(at_most))]
 
 
 def _is_quiet(before_ms: int) -> list[ColumnElement[bool]]:

@@ -30,9 +30,11 @@ from sqlalchemy import (
     union_all,
 )
 
+from spendmeter.attribution import TAGS
 from spendmeter.ledger import schema as t
-from spendmeter.ledger.amounts import SUMS, Amounts, Where
-from spendmeter.ledger.store import upsert
+from spendmeter.ledger import tagging
+from spendmeter.ledger.amounts import NOTHING, SUMS, Amounts, Where
+from spendmeter.ledger.bulk import upsert
 
 if TYPE_CHECKING:
     from spendmeter.ledger import Ledger
@@ -88,7 +90,8 @@ def sums(conn: Connection, dim: str, where: Where, key: str | None = None) -> Ke
     query = select(inner.c.key, *[func.sum(inner.c[s]).label(s) for s in SUMS]).group_by(inner.c.key)
     found = {_name(row[0]): _amounts(row[1:]) for row in conn.execute(query)}
     counts = _models(conn, where, key, fresh) if dim == "model" else _runs(conn, dim, where, key)
-    return {name: found.get(name, Amounts())._replace(runs=n) for name, n in counts.items() if n}
+    whole = {name: found.get(name, NOTHING)._replace(runs=counts.get(name, 0)) for name in found.keys() | counts.keys()}
+    return {name: amounts for name, amounts in whole.items() if amounts != NOTHING}
 
 
 def by_day(conn: Connection, dim: str, where: Where, local: Callable[[Any], Any]) -> list[tuple[int, str | None, Amounts]]:
@@ -168,18 +171,23 @@ def _clean(dim: str, where: Where, key: str | None, *, hourly: bool = False) -> 
 def _raw(dim: str, fresh: ColumnElement[bool], key: str | None, *, hourly: bool = False) -> Select[Any]:
     e, r = t.entries.c, t.runs.c
     hour = [_hour()] if hourly else []
-    name = _key(dim)
+    name = _key(dim, _whose(dim))
     query = select(*[h.label("hour_ms") for h in hour], name.label("key"), *[func.sum(e[s]).label(s) for s in SUMS])
     query = query.select_from(t.entries.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))).where(fresh)
     query = query if key is None else query.where(name == f"={key}")
     return query.group_by(*hour, name)
 
 
-def _key(dim: str) -> ColumnElement[Any]:
+def _whose(dim: str) -> ColumnElement[Any] | None:
+    """What an entry counts under; of a run, its own column says."""
+    return tagging.of_entry(dim) if dim in TAGS else None
+
+
+def _key(dim: str, told: ColumnElement[Any] | None = None) -> ColumnElement[Any]:
     """Texts and not parameters: PostgreSQL shall see that what is selected is what is grouped by."""
     if dim == TOTAL:
         return literal_column("'=' || ''")
-    column = t.entries.c.model if dim == "model" else t.runs.c[dim]
+    column = told if told is not None else t.entries.c.model if dim == "model" else t.runs.c[dim]
     return case((column.is_(None), literal_column(f"'{_NONE}'")), else_=literal_column("'='").concat(column))
 
 
@@ -243,12 +251,14 @@ def _is_last() -> ColumnElement[bool]:
     """Whether an entry is its run's last of its model."""
     e, later = t.entries.c, t.entries.alias()
     same = (later.c.session_id == e.session_id, later.c.run_key == e.run_key, later.c.model == e.model)
-    return ~exists().where(*same, later.c.minute_ms > e.minute_ms).correlate(t.entries)
+    other = or_(later.c.agent > e.agent, and_(later.c.agent == e.agent, later.c.task > e.task))  # of two shares of a minute one is
+    after = or_(later.c.minute_ms > e.minute_ms, and_(later.c.minute_ms == e.minute_ms, other))
+    return ~exists().where(*same, after).correlate(t.entries)
 
 
 def _added_up(dim: str, which: ColumnElement[bool]) -> Select[Any]:
     e, r = t.entries.c, t.runs.c
-    hour, name = _hour(), _key(dim)
+    hour, name = _hour(), _key(dim, _whose(dim))
     last: Any = func.sum(case((_is_last(), 1), else_=0)) if dim == "model" else literal(0)
     query = select(literal(dim), name, hour, *[func.sum(e[s]) for s in SUMS], last).where(which)
     return query.select_from(t.entries.join(t.runs, (r.session_id == e.session_id) & (r.run_key == e.run_key))).group_by(hour, name)

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Ta
 
 from spendmeter.records import Usage
 
-HEAD = "0004"
+HEAD = "0005"
 META = MetaData()
 BIG = BigInteger()
 
@@ -41,9 +41,13 @@ sessions = Table(
     Column("wants", Text),  # fingerprint of the run total that this session's first reading started from
     Column("closed_ms", BIG),  # its rows stand for ever and most of its facts are gone (retention.py)
     Column("moved", BIG),  # rises with every change of the session's rows: the ledger's greatest tells whether anything has changed
+    Column("ruleset", Text),  # the attribution rules that it goes by; None: no host with rules has told of it yet
     UniqueConstraint("cli", "session"),
     Index("ix_sessions_settle", "settle_at_ms"), Index("ix_sessions_wants", "wants"), Index("ix_sessions_moved", "moved"),
 )  # fmt: skip
+
+# Attribution rules by the digest of their JSON: what a session goes by is a fact like any other, whatever a host's settings say later.
+rulesets = Table("rulesets", META, _key("id"), Column("body", Text, nullable=False), Column("splits", Boolean, nullable=False))
 
 aliases = Table(
     "aliases", META, _key("cli"), _key("alias"), Column("session", Text, nullable=False), Index("ix_aliases_alias", "alias"),
@@ -53,7 +57,7 @@ calls = Table(
     "calls", META,
     _key("session_id", Integer), _key("call_id"), *_usage(),
     Column("asked", Text), Column("answered", Text), Column("at_ms", BIG), Column("views", Text, nullable=False),
-    Column("role", Text, nullable=False), Column("subagent", Text), Column("traits", Text, nullable=False),
+    Column("role", Text, nullable=False), Column("subagent", Text), Column("traits", Text, nullable=False), Column("subagent_type", Text),
     Index("ix_calls_call_id", "call_id"),
 )  # fmt: skip
 
@@ -133,6 +137,7 @@ runs = Table(
 entries = Table(
     "entries", META,
     _key("session_id", Integer), _key("run_key"), _key("model"), _key("minute_ms", BIG),
+    *[Column(name, Text, primary_key=True, default="") for name in ("agent", "task")],  # "": the run's own
     *[c for c in _usage() if c.name != "cost_nusd"],
     Column("reported_nusd", BIG), Column("estimated_nusd", BIG), Column("listed_nusd", BIG),
     Column("unpriced_tokens", BIG, nullable=False), Column("calls", Integer),
@@ -163,6 +168,9 @@ posted = Table(
     _key("session_id", Integer), _key("series_id", Integer), Column("amount", BIG, nullable=False),
     Index("ix_posted_series", "series_id"),
 )  # fmt: skip
+
+# What re-attribution left under the labels that it had been counted by: added to what the session's rows say of a series.
+shifts = Table("shifts", META, _key("session_id", Integer), _key("family"), _key("labels"), Column("amount", BIG, nullable=False))
 
 tasks = Table(
     "tasks", META, _key("agent"), _key("task"), Column("overflow", Boolean, nullable=False), Column("used_ms", BIG, nullable=False),

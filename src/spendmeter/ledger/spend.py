@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, Connection, Select, case, cast, false, func, literal, or_, select
 
-from spendmeter.budgets.model import TAGS, Budget
+from spendmeter.attribution import TAGS as OF_ENTRY
+from spendmeter.budgets.model import TAGS, Budget, Unit
 from spendmeter.budgets.periods import MINUTE_MS
 from spendmeter.ledger import schema as t
+from spendmeter.ledger import tagging
 from spendmeter.ledger.amounts import SUMS, Where
 from spendmeter.ledger.query import within
 
@@ -37,7 +39,7 @@ def spent(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int 
     """What each value of ``budget.per`` has spent in a window; without ``per`` one sum under None, which is always there."""
     if budget.per is None:
         return {None: spent_one(conn, budget, since_ms, until_ms, None)}
-    rows = _rows(conn, budget, since_ms, until_ms, _tag(conn, budget.per)).subquery()
+    rows = _rows(conn, budget, since_ms, until_ms, _tag(conn, budget.per, budget.unit)).subquery()
     found = conn.execute(select(rows.c.key, *_summed(rows)).group_by(rows.c.key))
     return {key or None: Sum(int(amount), int(unpriced)) for key, amount, unpriced in found}
 
@@ -46,7 +48,7 @@ def spent_one(conn: Connection, budget: Budget, since_ms: int | None, until_ms: 
     """What one value of ``budget.per`` has spent in a window; *value* means nothing where the budget has no ``per``."""
     rows = _rows(conn, budget, since_ms, until_ms, literal(""))
     if budget.per is not None:
-        rows = rows.where(_equals(conn, budget.per, value or ""))
+        rows = rows.where(_equals(conn, budget.unit, budget.per, value or ""))
     amount, unpriced = conn.execute(select(*_summed(rows.subquery()))).one()
     return Sum(int(amount or 0), int(unpriced or 0))
 
@@ -68,7 +70,7 @@ def _rows(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int 
     named = {*budget.match, *([budget.per] if budget.per is not None else [])}
     make = _runs if budget.unit == "runs" else _entries
     window = within(_dated(budget), Where(since_ms, until_ms))
-    return make(budget, key.label("key"), named).where(*window, *[_matches(conn, *item) for item in budget.match.items()])
+    return make(budget, key.label("key"), named).where(*window, *[_matches(conn, budget.unit, *item) for item in budget.match.items()])
 
 
 def _dated(budget: Budget) -> Any:
@@ -99,11 +101,13 @@ _OF_RUN = (t.runs.c.session_id == t.entries.c.session_id) & (t.runs.c.run_key ==
 # -- what Budget.covers says, in SQL -----------------------------------------------------------------------------------
 
 
-def _tag(conn: Connection, name: str) -> ColumnElement[str]:
-    """The value of a tag or an attribute; "" where it is not known.
+def _tag(conn: Connection, name: str, unit: Unit = "usd") -> ColumnElement[str]:
+    """The value of a tag or an attribute; "" where it is not known. A part of a run's usage may have a tag of its own, a run has one.
 
     Always an expression: the index of a tag with few values would be preferred to a window's, and take in the whole history.
     """
+    if name in OF_ENTRY and unit != "runs":
+        return tagging.of_entry(name)
     if name in TAGS:
         return func.coalesce(t.entries.c.model if name == "model" else t.runs.c[name], "")
     return func.coalesce(_attribute(conn, name), "")
@@ -118,18 +122,19 @@ def _attribute(conn: Connection, name: str) -> ColumnElement[Any]:
     return func.json_extract_path_text(cast(case((func.strpos(attrs, "\\u0000") == 0, attrs)), JSON), name)
 
 
-def _equals(conn: Connection, name: str, value: str) -> ColumnElement[bool]:
-    """Tasks have an index that narrows, for each has few runs."""
-    return (t.runs.c.task if name == "task" else _tag(conn, name)) == value
+def _equals(conn: Connection, unit: Unit, name: str, value: str) -> ColumnElement[bool]:
+    """Tasks have an index that narrows, for each has few runs; it does not know of the parts of runs."""
+    by_run = name == "task" and (unit == "runs" or not tagging.shared(conn))
+    return (t.runs.c.task if by_run else _tag(conn, name, unit)) == value
 
 
-def _matches(conn: Connection, name: str, patterns: Iterable[str]) -> ColumnElement[bool]:
-    return or_(false(), *[_like(conn, name, p) for p in patterns])
+def _matches(conn: Connection, unit: Unit, name: str, patterns: Iterable[str]) -> ColumnElement[bool]:
+    return or_(false(), *[_like(conn, unit, name, p) for p in patterns])
 
 
-def _like(conn: Connection, name: str, pattern: str) -> ColumnElement[bool]:
+def _like(conn: Connection, unit: Unit, name: str, pattern: str) -> ColumnElement[bool]:
     if not set(pattern) & {"*", "?"}:
-        return _equals(conn, name, pattern)
+        return _equals(conn, unit, name, pattern)
     if conn.dialect.name == "sqlite":
-        return _tag(conn, name).op("GLOB", is_comparison=True)(pattern.replace("[", "[[]"))
-    return _tag(conn, name).like(re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_"))
+        return _tag(conn, name, unit).op("GLOB", is_comparison=True)(pattern.replace("[", "[[]"))
+    return _tag(conn, name, unit).like(re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_"))

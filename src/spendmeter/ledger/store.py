@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Table, delete, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.bulk import among, batches, upsert
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
-from spendmeter.reconcile.rule import tokens_only
-from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, Tags, Usage
+from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, Tags, Usage, tokens_only
 
 FIELDS = Usage._fields
-
-
-def upsert(conn: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Inserts *rows* or replaces those with the same primary key."""
-    if rows:
-        conn.execute(_upsert(conn.dialect.name, table, frozenset(rows[0])), list(rows))
-
-
-@cache
-def _upsert(dialect: str, table: Table, told: frozenset[str]) -> Insert:
-    """The statement for rows that have the columns *told*: making it costs more than running it."""
-    stmt = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
-    keys = [c.name for c in table.primary_key]
-    values = {c.name: stmt.excluded[c.name] for c in table.columns if c.name not in keys and c.name in told}
-    return stmt.on_conflict_do_update(index_elements=keys, set_=values) if values else stmt.on_conflict_do_nothing()
+_Told = Call | Level | Part | Base | Moment | Finish | Context | Claim
 
 
 def fingerprint(used: Usage) -> str | None:
@@ -47,39 +31,64 @@ def dump(value: object) -> str:
 
 def call_fact(row: Any) -> CallFact:
     """A call's row as a fact."""
-    traits = tuple((k, v) for k, v in json.loads(row.traits))
+    traits = tuple((k, v) for k, v in json.loads(row.traits)) if row.traits != "[]" else ()
     return CallFact(
-        row.call_id, Usage(*[getattr(row, f) for f in FIELDS]), row.asked, row.answered, row.at_ms, frozenset(row.views.split(",")),
-        row.role, row.subagent, traits,
+        row.call_id, _used(row), row.asked, row.answered, row.at_ms, frozenset(row.views.split(",")),
+        row.role, row.subagent, traits, subagent_type=row.subagent_type,
     )  # fmt: skip
 
 
 class Store:
-    """The sessions that one transaction touches. ``grown`` are the ids whose facts changed."""
+    """The sessions that one transaction touches. ``grown`` are the ids whose facts changed, ``fresh`` those that it made."""
 
     def __init__(self, conn: Connection, now_ms: int) -> None:
         self.conn, self._now_ms = conn, now_ms
         self.ids: dict[Key, int] = {}
         self.facts: dict[int, SessionFacts] = {}
         self.grown: set[int] = set()
-        self.with_file: set[int] = set()
+        self.fresh: set[int] = set()
         self.late: list[Skip] = []  # what came for closed sessions and is in none of their rows
-        self._closed: dict[int, set[Any] | None] = {}
-        self._dirty: dict[tuple[int, str], set[Any]] = {}
+        self._with_file: set[int] = set()
+        self._closed: dict[int, set[Any] | None] = {}  # by session, what it has counted; None: it is not closed
+        self._dirty: dict[str, dict[tuple[int, Any], None]] = {}
         self._aliases: dict[Key, str] = {}
 
     def session_id(self, cli: str, session: str) -> int:
         """Id of the session, made when it is new."""
-        name = self._canonical(cli, session)
-        if (cli, name) not in self.ids:
-            row = self.conn.execute(select(t.sessions.c.id).where(t.sessions.c.cli == cli, t.sessions.c.session == name)).first()
-            if row is None:
-                values = {"cli": cli, "session": name, "seen_ms": self._now_ms, "has_file": False}
-                made = self.conn.execute(insert(t.sessions).values(**values).returning(t.sessions.c.id)).one()
-                self.facts[made.id] = SessionFacts(cli, name)
-                row = made
-            self.ids[cli, name] = row.id
-        return int(self.ids[cli, name])
+        key = cli, self._aliases.get((cli, session), session)
+        if key not in self.ids:
+            self.open([key])
+            key = cli, self._aliases[key]
+        return self.ids[key]
+
+    def open(self, keys: Iterable[Key]) -> None:
+        """Finds or makes all sessions of *keys*."""
+        unknown = {key for key in keys if key not in self._aliases}
+        if not unknown:
+            return
+        self._aliases |= {key: key[1] for key in unknown}
+        for row in among(self.conn, select(t.aliases), t.aliases.c.alias, {session for _, session in unknown}):
+            if (row.cli, row.alias) in unknown:
+                self._aliases[row.cli, row.alias] = row.session
+        wanted = {(cli, self._aliases[cli, session]): None for cli, session in sorted(unknown)}.keys() - self.ids.keys()
+        s = t.sessions.c
+        for row in among(self.conn, select(s.id, s.cli, s.session, s.closed_ms), s.session, {name for _, name in wanted}):
+            if (row.cli, row.session) in wanted:
+                self.ids[row.cli, row.session] = row.id
+                if row.closed_ms is None:
+                    self._closed[row.id] = None
+        self._make(sorted(wanted - self.ids.keys()))
+
+    def _make(self, keys: list[Key]) -> None:
+        if not keys:
+            return
+        values = [{"cli": cli, "session": name, "seen_ms": self._now_ms, "has_file": False} for cli, name in keys]
+        s = t.sessions.c
+        for row in self.conn.execute(insert(t.sessions).returning(s.id, s.cli, s.session), values):
+            self.ids[row.cli, row.session] = row.id
+            self.facts[row.id] = SessionFacts(row.cli, row.session)
+            self._closed[row.id] = None
+            self.fresh.add(row.id)
 
     def is_closed(self, session_id: int) -> bool:
         """Whether the session's rows stand for ever, whatever else is told of it."""
@@ -96,18 +105,17 @@ class Store:
         columns = [c for c in table.primary_key if c.name != "session_id"]
         return (tuple(row) for row in self.conn.execute(select(*columns).where(table.c.session_id == sid)))
 
-    def _canonical(self, cli: str, session: str) -> str:
-        if (cli, session) not in self._aliases:
-            found = self.conn.execute(select(t.aliases.c.session).where(t.aliases.c.cli == cli, t.aliases.c.alias == session)).first()
-            self._aliases[cli, session] = found.session if found else session
-        return self._aliases[cli, session]
-
     def load(self, session_id: int) -> SessionFacts:
         """All facts of a session."""
         if session_id not in self.facts:
-            head = self.conn.execute(select(t.sessions).where(t.sessions.c.id == session_id)).one()
-            self.facts[session_id] = _load(self.conn, session_id, head)
+            self.load_all([session_id])
         return self.facts[session_id]
+
+    def load_all(self, session_ids: Iterable[int]) -> None:
+        """Reads the facts of those sessions that are not here yet."""
+        missing = set(session_ids) - self.facts.keys()
+        if missing:
+            self.facts |= read_facts(self.conn, missing)
 
     def add(self, observations: Iterable[Observation | Claim]) -> None:
         """Joins observations in; skips are not for here."""
@@ -115,8 +123,11 @@ class Store:
         for o in observations:
             if isinstance(o, Alias):
                 self._alias(o)
-            else:
+            elif not isinstance(o, Skip):
                 rest.append(o)
+        copying = {(o.cli, o.copied_to) for o in rest if isinstance(o, Call) and o.copied_to}
+        self.open({(o.cli, o.session) for o in rest} | copying)
+        self.load_all(sid for sid in self.ids.values() if not self.is_closed(sid))
         for o in rest:
             self._add(o)
 
@@ -141,11 +152,14 @@ class Store:
                 add(item)
                 self._mark(home, kind, key)
             self.conn.execute(delete(_TABLES[kind]).where(_TABLES[kind].c.session_id == stray))
+        s, other = t.sessions.c, t.sessions.alias()
+        rules = select(other.c.ruleset).where(other.c.id == stray).scalar_subquery()
+        self.conn.execute(update(t.sessions).where(s.id == home, s.ruleset.is_(None)).values(ruleset=rules))
         self.facts[stray] = SessionFacts(old.cli, old.session)
         self.grown |= {stray, home}
 
-    def _add(self, o: Observation | Claim) -> None:
-        sid = self.session_id(o.cli, o.session)  # type: ignore[union-attr]
+    def _add(self, o: _Told) -> None:
+        sid = self.session_id(o.cli, o.session)
         kept = self._kept(sid)
         if kept is not None and not self._is_for_another(o):
             self._pass_over(o, kept)
@@ -172,7 +186,7 @@ class Store:
             case Context():
                 self._if(facts.add_context(o), sid, "head", 0)
         if (isinstance(o, Call) and o.view == "file") or (isinstance(o, Level) and o.epoch):
-            self.with_file.add(sid)
+            self._with_file.add(sid)
 
     def _is_for_another(self, o: Observation | Claim) -> bool:
         """Whether a session that is not closed leans on this call of a closed one."""
@@ -205,20 +219,29 @@ class Store:
             self._mark(sid, kind, key)
 
     def _mark(self, sid: int, kind: str, key: object) -> None:
-        self._dirty.setdefault((sid, kind), set()).add(key)
+        self._dirty.setdefault(kind, {})[sid, key] = None
         self.grown.add(sid)
 
     def flush(self) -> None:
         """Writes what has grown."""
-        for (sid, kind), keys in self._dirty.items():
-            f = self.facts[sid]
+        for kind, keys in self._dirty.items():
             if kind == "head":
-                c = f.context
-                values = {"own_ms": f.own_ms} | ({"cwd": c.cwd, "branch": c.branch, "version": c.version} if c else {})
-                self.conn.execute(update(t.sessions).where(t.sessions.c.id == sid).values(**values))
+                self._write_heads({sid for sid, _ in keys})
             else:
-                upsert(self.conn, _TABLES[kind], [_WRITE[kind](sid, f, k) for k in keys])
+                write = _WRITE[kind]
+                upsert(self.conn, _TABLES[kind], [write(sid, self.facts[sid], key) for sid, key in keys])
+        for some in batches(self._with_file):
+            self.conn.execute(update(t.sessions).where(t.sessions.c.id.in_(some), t.sessions.c.has_file.is_(False)).values(has_file=True))
         self._dirty.clear()
+        self._with_file.clear()
+
+    def _write_heads(self, sids: Iterable[int]) -> None:
+        rows = []
+        for sid in sorted(sids):
+            f = self.facts[sid]
+            c = f.context or Context(f.cli, f.session)
+            rows.append({"sid": sid, "to_own": f.own_ms, "to_cwd": c.cwd, "to_branch": c.branch, "to_version": c.version})
+        self.conn.execute(_HEAD, rows)
 
 
 _TABLES = {
@@ -226,6 +249,9 @@ _TABLES = {
     "finishes": t.finishes, "claims": t.claims,
 }  # fmt: skip
 
+_HEAD = update(t.sessions).where(t.sessions.c.id == bindparam("sid")).values(
+    own_ms=bindparam("to_own"), cwd=bindparam("to_cwd"), branch=bindparam("to_branch"), version=bindparam("to_version")
+)  # fmt: skip
 _KEPT = (t.closed_calls, t.finishes, t.levels)  # their keys have one, one and three parts
 
 
@@ -233,7 +259,8 @@ def _call_row(sid: int, f: SessionFacts, key: str) -> dict[str, Any]:
     c = f.calls[key]
     return {
         "session_id": sid, "call_id": key, **c.usage._asdict(), "asked": c.asked, "answered": c.answered, "at_ms": c.at_ms,
-        "views": ",".join(sorted(c.views)), "role": c.role, "subagent": c.subagent, "traits": dump(c.traits),
+        "views": ",".join(sorted(c.views)), "role": c.role, "subagent": c.subagent, "traits": dump(c.traits) if c.traits else "[]",
+        "subagent_type": c.subagent_type,
     }  # fmt: skip
 
 
@@ -286,34 +313,56 @@ def _by_model_text(by_model: Iterable[tuple[str, Usage]] | None) -> str | None:
     return None if by_model is None else dump([[m, list(u)] for m, u in by_model])
 
 
-def _load(conn: Connection, sid: int, head: Any) -> SessionFacts:
-    cli, name = head.cli, head.session
-    f = SessionFacts(cli, name, own_ms=head.own_ms)
-    if head.cwd or head.branch or head.version:
-        f.context = Context(cli, name, head.cwd, head.branch, head.version)
+def read_facts(conn: Connection, sids: Collection[int]) -> dict[int, SessionFacts]:
+    """All facts of the sessions *sids*."""
+    out: dict[int, SessionFacts] = {}
+    for head in among(conn, select(t.sessions), t.sessions.c.id, sids):
+        out[head.id] = f = SessionFacts(head.cli, head.session, own_ms=head.own_ms)
+        if head.cwd or head.branch or head.version:
+            f.context = Context(f.cli, f.session, head.cwd, head.branch, head.version)
+    for name, read in _READ.items():
+        table = _TABLES[name]
+        for r in among(conn, select(table), table.c.session_id, out.keys()):
+            read(out[r.session_id], r)
+    return out
 
-    def rows(table: Table) -> Iterable[Any]:
-        return conn.execute(select(table).where(table.c.session_id == sid))
 
-    f.calls = {r.call_id: call_fact(r) for r in rows(t.calls)}
-    f.copies = {r.call_id for r in rows(t.copies)}
-    f.prompts = {r.at_ms for r in rows(t.prompts)}
-    for r in rows(t.levels):
-        used = Usage(*[getattr(r, x) for x in FIELDS])
-        f.levels[r.epoch, r.reading, r.model] = Level(
-            cli, name, r.model, used, r.epoch, r.reading, r.epoch_ms, r.start_ms, r.read_ms, r.guess
-        )
-    for r in rows(t.parts):
-        used = Usage(*[getattr(r, x) for x in FIELDS])
-        f.parts[r.kind, r.part_id, r.model] = Part(cli, name, r.kind, r.part_id, r.model, used, r.role, r.guess)
-    for r in rows(t.bases):
-        f.bases[r.kind, r.source] = None if r.by_model is None else tuple((m, Usage(*u)) for m, u in json.loads(r.by_model))
-    for r in rows(t.finishes):
-        own = Usage(*json.loads(r.own))
-        f.finishes[r.run_key] = Finish(
-            cli, name, r.run_key, r.leader, r.outcome, Usage(*json.loads(r.total)), own, r.duration_ms, r.ended_ms
-        )  # fmt: skip
-    for r in rows(t.claims):
-        tags = Tags(r.agent, r.task, json.loads(r.attrs))
-        f.claims[r.claim_id] = Claim(cli, name, r.claim_id, tags, r.run_key, r.start_ms, r.end_ms)
-    return f
+def _used(r: Any) -> Usage:
+    return Usage(*[getattr(r, name) for name in FIELDS])
+
+
+def _read_call(f: SessionFacts, r: Any) -> None:
+    f.calls[r.call_id] = call_fact(r)
+
+
+def _read_level(f: SessionFacts, r: Any) -> None:
+    f.levels[r.epoch, r.reading, r.model] = level_fact(r, f.cli, f.session)
+
+
+def level_fact(r: Any, cli: str, session: str) -> Level:
+    """A reading's row as a fact."""
+    return Level(cli, session, r.model, _used(r), r.epoch, r.reading, r.epoch_ms, r.start_ms, r.read_ms, r.guess)
+
+
+def _read_part(f: SessionFacts, r: Any) -> None:
+    f.parts[r.kind, r.part_id, r.model] = Part(f.cli, f.session, r.kind, r.part_id, r.model, _used(r), r.role, r.guess)
+
+
+def _read_base(f: SessionFacts, r: Any) -> None:
+    f.bases[r.kind, r.source] = None if r.by_model is None else tuple((m, Usage(*u)) for m, u in json.loads(r.by_model))
+
+
+def _read_finish(f: SessionFacts, r: Any) -> None:
+    total, own = Usage(*json.loads(r.total)), Usage(*json.loads(r.own))
+    f.finishes[r.run_key] = Finish(f.cli, f.session, r.run_key, r.leader, r.outcome, total, own, r.duration_ms, r.ended_ms)
+
+
+def _read_claim(f: SessionFacts, r: Any) -> None:
+    tags = Tags(r.agent, r.task, json.loads(r.attrs))
+    f.claims[r.claim_id] = Claim(f.cli, f.session, r.claim_id, tags, r.run_key, r.start_ms, r.end_ms)
+
+
+_READ: dict[str, Callable[[SessionFacts, Any], None]] = {
+    "calls": _read_call, "levels": _read_level, "parts": _read_part, "bases": _read_base, "finishes": _read_finish,
+    "claims": _read_claim, "copies": lambda f, r: f.copies.add(r.call_id), "prompts": lambda f, r: f.prompts.add(r.at_ms),
+}  # fmt: skip

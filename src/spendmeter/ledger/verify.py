@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
 
-from spendmeter.ledger import Ledger, derive, now_ms, posting, rollup
+from spendmeter.ledger import Ledger, derive, now_ms, posting, rollup, shifts
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.store import Store
 
@@ -47,18 +47,17 @@ def _session(
     ledger: Ledger, store: Store, sid: int, name: str, wanted: dict[tuple[str, str], int], over: set[tuple[str, str]], *, settled: bool
 ) -> list[Difference]:
     conn, out = store.conn, []
-    stored = derive.stored(conn, sid)
-    rows = stored if store.is_closed(sid) else derive.derive(store, sid, ledger.prices)
+    stored = derive.stored(conn, [sid])[sid]
+    rows = stored if store.is_closed(sid) else derive.derive(store, [sid], ledger.prices)[sid]
     for table, old, new in zip((t.runs, t.entries), stored, rows, strict=True):
         if not derive.same(old, new):
             out.append(Difference(table.name, name, f"{len(old)} rows", f"{len(new)} rows of other content"))
     if settled:
-        for key, amount in posting.amounts(rows[0], rows[1], over, ledger.settings).items():
-            wanted[key] += amount
+        counted = shifts.applied(posting.amounts(rows[0], rows[1], over, ledger.settings), shifts.of(conn, [sid]).get(sid, {}))
     else:
-        held = select(t.series.c.family, t.series.c.labels, t.posted.c.amount).join(t.posted, t.posted.c.series_id == t.series.c.id)
-        for r in conn.execute(held.where(t.posted.c.session_id == sid)):
-            wanted[r.family, r.labels] += r.amount
+        counted = posting.held(conn, [sid]).get(sid, {})
+    for key, amount in counted.items():
+        wanted[key] += amount
     return out
 
 

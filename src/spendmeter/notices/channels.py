@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from spendmeter.budgets.model import Notifier
+from spendmeter.outgoing import no_answer
 
 WEBHOOK_S = 10.0
 COMMAND_S = 30.0
@@ -61,11 +61,6 @@ def send(notifier: Notifier, notice: Notice, limit_s: float) -> Answer:
         return post(notifier, notice, limit_s)
     except Exception as e:  # noqa: BLE001 - the text of an error may hold the address, or anything
         return Answer(f"not sent ({type(e).__name__})")
-
-
-def no_answer(limit_s: float) -> str:
-    """What is said of a try that took too long."""
-    return f"no answer within {math.ceil(limit_s)} s"
 
 
 def _execute(command: tuple[str, ...], notice: Notice, limit_s: float) -> Answer:

@@ -18,6 +18,7 @@ from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.notices import channels
 from spendmeter.notices.channels import Answer, Notice
+from spendmeter.outgoing import no_answer
 
 CLAIM_MS = 120_000  # longer than any try: whoever finds a notice due after that knows that its sender has died
 ORPHAN_MS = 3_600_000  # due for so long without anyone who knows its notifier
@@ -184,7 +185,7 @@ def _send(letters: list[_Letter], clock: _Clock, stop: threading.Event) -> Itera
         del waiting[letter.row.id]
         yield letter, answer
     if not stop.is_set():
-        yield from ((x, Answer(channels.no_answer(limits[x.row.id]))) for x in waiting.values())
+        yield from ((x, Answer(no_answer(limits[x.row.id]))) for x in waiting.values())
 
 
 def _note_sent(ledger: Ledger, letter: _Letter, now_ms: int) -> None:

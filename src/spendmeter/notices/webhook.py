@@ -9,14 +9,13 @@ import os
 import time
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage
-from ssl import SSLCertVerificationError
-from urllib.error import URLError
 from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
+from urllib.request import Request
 
 from spendmeter.budgets.model import Notifier
 from spendmeter.ledger.gauges import version
-from spendmeter.notices.channels import Answer, Notice, no_answer
+from spendmeter.notices.channels import Answer, Notice
+from spendmeter.outgoing import opener, why
 
 BASE64_SECRET = "whsec_"  # noqa: S105 - how the Standard Webhooks mark one
 _PASSING = (408, 425, 429)  # client errors that another try may get over
@@ -73,14 +72,6 @@ def _without_user(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {base64.b64encode(unquote_to_bytes(user)).decode()}"}
 
 
-def opener() -> OpenerDirector:
-    """Speaks HTTP, through a proxy where the environment names one, and neither follows a redirect nor raises for a status."""
-    made = OpenerDirector()
-    for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler()):
-        made.add_handler(handler)
-    return made
-
-
 def _judged(status: int, headers: HTTPMessage, now_s: int) -> Answer:
     if 200 <= status < 300:
         return Answer()
@@ -101,13 +92,3 @@ def _wait_s(told: str | None, now_s: int) -> float:
         return max(0.0, parsedate_to_datetime(told).timestamp() - now_s)
     except (ValueError, OverflowError):
         return 0.0
-
-
-def why(error: Exception, limit_s: float) -> str:
-    """*error* in our words: its own may hold the address."""
-    cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
-    if isinstance(cause, TimeoutError):
-        return no_answer(limit_s)
-    if isinstance(cause, SSLCertVerificationError):
-        return "its certificate is not trusted"
-    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__

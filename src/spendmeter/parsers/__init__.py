@@ -1,28 +1,31 @@
 """Parsers: bytes in, observations out. A parser only reads; it never prices and never stores.
 
 To add a CLI: one module with ``NAME``, ``MARKS``, ``is_stdout``, ``is_file``, ``StdoutReader``, ``FileReader``, in ``PARSERS``.
-A CLI that keeps a database has ``is_database`` and ``read_database`` besides. Modules of third parties are found by the entry point
-group ``spendmeter.parsers``; of theirs, ``PLACES`` (see ``places``) tells where the CLI's session files are.
+A CLI that keeps a database has ``is_database`` and ``read_database`` besides. ``ROW``, a TypedDict of all keys that the module
+ever looks at, and ``TYPES``, the types of rows that tell anything, make reading files of one known CLI quick. Modules of third
+parties are found by the entry point group ``spendmeter.parsers``; of theirs, ``PLACES`` (see ``places``) tells where the CLI's
+session files are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+import msgspec
+
 from spendmeter.errors import ParseError
-from spendmeter.parsers import claude, codex, copilot, gemini, opencode, places, qwen
+from spendmeter.parsers import claude, codex, copilot, gemini, opencode, otlp, places, qwen
 from spendmeter.parsers.scan import Scanner
-from spendmeter.records import Observation, Skip
+from spendmeter.records import Claim, Observation, Skip
 
 PARSERS: tuple[Any, ...] = (claude, codex, gemini, qwen, opencode, copilot)
 GROUP = "spendmeter.parsers"  # entry points of third parties
 CHUNK = 1 << 20
 _NEEDED = ("NAME", "MARKS", "is_stdout", "is_file", "StdoutReader", "FileReader")
-_SESSION_KEYS = ("session_id", "sessionId", "sessionID", "thread_id")
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -47,8 +50,11 @@ class Stream:
 
     def __init__(self, cli: str | None, source: str, session: str = "") -> None:
         self._parsers = _chosen(cli)
+        self._types = frozenset().union(*told) if all(told := [getattr(p, "TYPES", ()) for p in self._parsers]) else frozenset()
         self._source, self._session = source, session
-        self._scanner = Scanner(tuple(m for p in self._parsers for m in p.MARKS))
+        self._telemetry = cli is None  # its rows are of many CLIs
+        marks = (*(m for p in self._parsers for m in p.MARKS), *(otlp.MARKS if self._telemetry else ()))
+        self._scanner = Scanner(marks, _typed(cli))
         self._readers: dict[tuple[str, str], Reader] = {}
         self._failed: list[Skip] = []
         self.sessions: set[str] = set()
@@ -62,12 +68,14 @@ class Stream:
         """Ends the source: all that it told, then what could not be used."""
         for line, row in self._scanner.finish():
             self._take(line, row)
-        out = self.so_far() + self._failed
-        out += [Skip(self._source, reason, line, length) for line, reason, length in self._scanner.bad]
-        return out
+        return [*self.so_far(), *self.unused()]
+
+    def unused(self) -> list[Skip]:
+        """What could not be used of the whole lines so far."""
+        return self._failed + [Skip(self._source, reason, line, length) for line, reason, length in self._scanner.bad]
 
     def so_far(self) -> list[Observation]:
-        """What the whole lines so far have told; what could not be used is told at the end."""
+        """What the whole lines so far have told."""
         return [o for reader in self._readers.values() for o in reader.finish()]
 
     @property
@@ -80,13 +88,19 @@ class Stream:
         return dict(self._readers[cli, kind].last_ms)
 
     @property
+    def claims(self) -> list[Claim]:
+        """What the source itself says of whose its sessions are: telemetry does."""
+        return [c for reader in self._readers.values() for c in getattr(reader, "claims", ())]
+
+    @property
     def kinds(self) -> set[tuple[str, str]]:
-        """(CLI, "stdout" or "file") of all that was recognised."""
+        """(CLI, "stdout", "file" or "otlp") of all that was recognised."""
         return set(self._readers)
 
     def _take(self, line: int, row: dict[str, Any]) -> None:
         """One row that breaks a parser costs that row and no other."""
-        if not isinstance(row.get("type", ""), str):
+        kind = row.get("type", "")
+        if not isinstance(kind, str) or (self._types and kind not in self._types):
             return
         try:
             self._route(line, row)
@@ -103,8 +117,12 @@ class Stream:
                 made = parser.StdoutReader(self._source) if kind == "stdout" else parser.FileReader(self._source, self._session)
                 reader = self._readers[parser.NAME, kind] = made
             reader.row(line, row)
-            self.sessions.update(s for key in _SESSION_KEYS if isinstance(s := row.get(key), str) and s)
+            session = row.get("sessionId") or row.get("session_id") or row.get("sessionID") or row.get("thread_id")
+            if isinstance(session, str):
+                self.sessions.add(session)
             return
+        if self._telemetry:
+            otlp.take_row(row, self._readers)
 
     def add_database(self, path: Path) -> bool:
         """Takes the database at *path* whole; False if no CLI knows it."""
@@ -157,6 +175,13 @@ def _chosen(cli: str | None) -> tuple[Any, ...]:
     if not found:
         raise ParseError(f'--cli "{cli}" is not one of {", ".join(names())}')
     return found
+
+
+@cache
+def _typed(cli: str | None) -> Callable[[bytes], dict[str, Any]] | None:
+    """Decodes the keys of a row that the parser of *cli* looks at, where it says which."""
+    row = next((getattr(p, "ROW", None) for p in _found()[0] if cli == p.NAME), None)
+    return msgspec.json.Decoder(row).decode if row else None
 
 
 def open_stream(cli: str | None, source: str) -> Stream:

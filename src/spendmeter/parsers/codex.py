@@ -55,8 +55,11 @@ def run_key(session: str, used: Usage) -> str:
 
 def parent_of(meta: dict[str, Any]) -> str | None:
     """The thread that started the thread of *meta* as its subagent."""
-    spawn = mapping(mapping(mapping(meta.get("source")).get("subagent")).get("thread_spawn"))
-    return text(meta.get("parent_thread_id")) or text(spawn.get("parent_thread_id"))
+    return text(meta.get("parent_thread_id")) or text(_spawn(meta).get("parent_thread_id"))
+
+
+def _spawn(meta: dict[str, Any]) -> dict[str, Any]:
+    return mapping(mapping(mapping(meta.get("source")).get("subagent")).get("thread_spawn"))
 
 
 class FileReader:
@@ -68,6 +71,7 @@ class FileReader:
         self._model: str | None = None
         self._models: set[str] = set()
         self._is_exec = self._is_sub = False
+        self._role: str | None = None  # of the subagent
         self._turn = ""
         self._turns: dict[str, Level] = {}
         self._started_ms: int | None = None
@@ -103,6 +107,8 @@ class FileReader:
         if parent := parent_of(meta):
             root = text(meta.get("session_id"))
             self._is_sub, self._owner = True, root if root and root != thread else parent
+            self.out.append(Base(NAME, thread, "parent", self._owner, None))
+            self._role = text(_spawn(meta).get("agent_role"))
         else:
             branch = text(mapping(meta.get("git")).get("branch"))
             self.out.append(Context(NAME, thread, text(meta.get("cwd")), branch, text(meta.get("cli_version"))))
@@ -132,8 +138,11 @@ class FileReader:
             return
         sub = thread if self._is_sub else None
         self.out.append(
-            Call(NAME, response, self._owner or thread, used, self._model, self._model, at, role="hidden" if sub else "main", subagent=sub)
-        )
+            Call(
+                NAME, response, self._owner or thread, used, self._model, self._model, at, role="hidden" if sub else "main",
+                subagent=sub, subagent_type=self._role,
+            )
+        )  # fmt: skip
         if at is not None:
             self.last_ms[self._owner or thread] = max(at, self.last_ms.get(self._owner or thread, at))
         if whole is not None and not self._is_sub:

@@ -12,6 +12,8 @@ LIMIT = 1 << 53
 
 def count(value: object) -> int | None:
     """A count of 0 or more as int, else None (also for bools, fractions and absurd sizes)."""
+    if type(value) is int:
+        return value if 0 <= value < LIMIT else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not 0 <= value < LIMIT or value != int(value):

@@ -132,7 +132,7 @@ def _call(part: dict[str, Any], part_id: str | None, head: dict[str, Any], sessi
     if used is None or part_id is None:
         return None
     model, at = text(head.get("modelID")), when_ms(mapping(head.get("time")).get("created"))
-    return Call(NAME, part_id, session, used, model, model, at, subagent=sub)
+    return Call(NAME, part_id, session, used, model, model, at, subagent=sub, subagent_type=text(head.get("agent")) if sub else None)
 
 
 # -- the database ------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class DatabaseReader:
             head = _object(data)
             at = when_ms(mapping(head.get("time")).get("created"))
             if head.get("role") == "assistant":
-                yield message, {"modelID": head.get("modelID"), "time": {"created": at}}
+                yield message, {"modelID": head.get("modelID"), "agent": head.get("agent"), "time": {"created": at}}
             elif head.get("role") == "user" and at is not None and self._roots.get(session) == session:
                 self.out += [Moment(NAME, session, "own", at), Moment(NAME, session, "prompt", at)]
 

@@ -12,7 +12,7 @@ from spendmeter.records import NOTHING, Call, Context, Finish, Level, Moment, Ob
 
 NAME = "qwen"
 MARKS = (b'"assistant"', b'"result"', b'"qwen_code_version"', b'"ui_telemetry"', b'"real_user"', b'"thoughtsTokens"', b'"inputTokens"')
-_API_RESPONSE = "qwen-code.api_response"
+API_RESPONSE = "qwen-code.api_response"
 
 
 def is_stdout(row: dict[str, Any]) -> bool:
@@ -50,6 +50,11 @@ def printed_usage(u: dict[str, Any]) -> Usage | None:
     return _usage(u, "input_tokens", "cache_read_input_tokens", "output_tokens", "")
 
 
+def response_usage(e: dict[str, Any]) -> Usage | None:
+    """Usage of a telemetry event of one call."""
+    return _usage(e, "input_token_count", "cached_content_token_count", "output_token_count", "thoughts_token_count")
+
+
 class FileReader:
     """Reads a chat or ``usage_record.jsonl``. The calls are the telemetry rows: answers repeat them, subagents have no others."""
 
@@ -76,15 +81,15 @@ class FileReader:
             self._telemetry(line, mapping(mapping(r.get("systemPayload")).get("uiEvent")), session)
 
     def _telemetry(self, line: int, e: dict[str, Any], session: str) -> None:
-        if e.get("event.name") != _API_RESPONSE:
+        if e.get("event.name") != API_RESPONSE:
             return
-        used = _usage(e, "input_token_count", "cached_content_token_count", "output_token_count", "thoughts_token_count")
+        used = response_usage(e)
         cid = text(e.get("response_id"))
         if used is None or cid is None:
             self.out.append(Skip(self._source, "bad usage" if used is None else "no id", line))
             return
         model, at, sub = text(e.get("model")), when_ms(e.get("event.timestamp")), text(e.get("subagent_name"))
-        self.out.append(Call(NAME, cid, session, used, model, model, at, subagent=sub))
+        self.out.append(Call(NAME, cid, session, used, model, model, at, subagent=sub, subagent_type=sub))
 
     def _record(self, line: int, r: dict[str, Any], session: str, at: int | None) -> None:
         """One row a run, written at its end: the session's running total."""

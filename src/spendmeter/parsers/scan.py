@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import msgspec
 
 MAX_LINE = 64 << 20  # bytes; a longer line is cut, its last WINDOW bytes are still searched
 WINDOW = 4 << 20
@@ -16,6 +18,7 @@ MAX_TRIES = 32  # places in one line where an object may begin, and attempts to 
 CUT_SHORT = "cut short"  # the reason of a last line that is no whole object
 Row = dict[str, Any]
 _decode = json.JSONDecoder().raw_decode
+_NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 
 
 def _rows(value: object) -> Iterator[Row]:
@@ -32,9 +35,12 @@ class Scanner:
 
     Args:
         marks: a line without any of these byte strings is passed over undecoded.
+        typed: decodes a line that is one object to those of its keys that anybody reads; it may do so whether the line has a
+            mark or not, and raises ``msgspec.MsgspecError`` for any other line.
     """
 
-    def __init__(self, marks: tuple[bytes, ...]) -> None:
+    def __init__(self, marks: tuple[bytes, ...], typed: Callable[[bytes], Row] | None = None) -> None:
+        self._typed = typed
         self._has_mark = re.compile(b"|".join(map(re.escape, sorted(marks)))).search  # much faster than one search for each
         self._tail = bytearray()
         self._block: list[str] = []
@@ -56,6 +62,14 @@ class Scanner:
                 piece = bytes(self._tail)
                 self._tail.clear()
             self.line += 1
+            if self._typed and not self._block and piece.startswith(b"{"):  # most lines by far
+                try:
+                    row = self._typed(piece)
+                except _NOT_JSON:
+                    pass
+                else:
+                    yield self.line, row
+                    continue
             yield from self._line(piece)
         self._tail += data[start:]
         if len(self._tail) > MAX_LINE:
@@ -73,8 +87,15 @@ class Scanner:
         marked = last or self._has_mark(raw) is not None
         if not marked and not self._block and not raw.rstrip().endswith((b"{", b"[")):
             return
+        if marked and not self._block and raw.startswith(b"{"):
+            try:
+                yield self.line, msgspec.json.decode(raw)
+            except _NOT_JSON:  # more than one object, or none that is whole
+                pass
+            else:
+                return
         text = raw.decode("utf-8", "replace")
-        found, broken = self._objects(text) if marked else ([], False)
+        found, broken = self._objects(text, last=last) if marked else ([], False)
         if broken and not self._block and text.lstrip().startswith("{") and not text.rstrip().endswith("{"):
             self.bad.append((self.line, CUT_SHORT if last else "not JSON", len(raw)))
         for row in found:
@@ -85,10 +106,13 @@ class Scanner:
             yield from self._grow(text)
 
     @staticmethod
-    def _objects(text: str) -> tuple[list[Row], bool]:
-        """Complete objects of one line, wherever they begin, and whether the first that began was broken."""
+    def _objects(text: str, *, last: bool) -> tuple[list[Row], bool]:
+        """Complete objects of one line, wherever they begin, and whether the first that began was broken.
+
+        Values of an object that may still be written to its end are no rows.
+        """
         rows: list[Row] = []
-        broken, end = False, 0
+        broken, half, end = False, False, 0
         for tries in range(MAX_TRIES):
             at = _opening(text, end)
             if at < 0:
@@ -97,8 +121,10 @@ class Scanner:
                 value, end = _decode(text, at)
             except (ValueError, RecursionError):
                 broken, end = broken or tries == 0, at + 1
+                half = half or (last and tries == 0 and text[at] == "{")
                 continue
-            rows += _rows(value)
+            if not (half and text[:at].rstrip().endswith((":", ",", "["))):
+                rows += _rows(value)
         return rows, broken
 
     def _grow(self, text: str) -> Iterator[tuple[int, Row]]:

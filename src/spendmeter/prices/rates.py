@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
+from fractions import Fraction
+from math import lcm
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -51,6 +53,7 @@ class Rates:
     source: str
     valid_from: date | None
     bands: tuple[Band, ...]
+    _whole: dict[int, tuple[tuple[int | None, ...], int]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def usd(self) -> Usd:
@@ -76,15 +79,30 @@ class Rates:
             None when a kind that was used has no rate.
         """
         usd = self.at(_context(usage) if context_tokens is None else context_tokens)
-        total = Decimal(0)
-        for kind, count in zip(KINDS, _counts(usage), strict=True):
+        found = self._whole.get(id(usd))
+        rates, scale = found if found else self._whole.setdefault(id(usd), _in_whole_numbers(usd))
+        total = 0
+        for rate, count in zip(rates, _counts(usage), strict=True):
             if count is None or count <= 0:
                 continue
-            rate = usd.get(kind)
             if rate is None:
                 return None
-            total += count * rate * (_NUSD_PER_SEARCH if kind == WEB_SEARCH else _NUSD_PER_TOKEN)
-        return int(total.to_integral_value(rounding=ROUND_HALF_EVEN))
+            total += count * rate
+        return _rounded(total, scale)
+
+
+def _in_whole_numbers(usd: Usd) -> tuple[tuple[int | None, ...], int]:
+    """Nano-USD per unit of each kind as whole multiples of 1/scale: thousands of calls are priced, and Decimal is slow."""
+    rates = [None if (r := usd.get(k)) is None else r * (_NUSD_PER_SEARCH if k == WEB_SEARCH else _NUSD_PER_TOKEN) for k in KINDS]
+    exact = [None if r is None else Fraction(r) for r in rates]
+    scale = lcm(*[r.denominator for r in exact if r is not None])
+    return tuple(None if r is None else int(r * scale) for r in exact), scale
+
+
+def _rounded(total: int, scale: int) -> int:
+    """*total* / *scale*, a half to the even neighbour."""
+    whole, rest = divmod(total, scale)
+    return whole + (2 * rest > scale or (2 * rest == scale and whole % 2 == 1))
 
 
 def _counts(usage: Usage) -> tuple[int | None, ...]:

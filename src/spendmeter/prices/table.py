@@ -46,6 +46,7 @@ class PriceTable:
         self._entries = entries
         self._now_ms = now_ms
         self._find = lru_cache(_CACHED)(_find)
+        self._hourly = lru_cache(_CACHED)(lambda model: (found := self._find(model)) is not None and found.hourly)
         self._resolved = lru_cache(_CACHED)(self._resolve)
 
     @classmethod
@@ -101,7 +102,7 @@ class PriceTable:
         """
         moment = min(max(0, self._now_ms() if at_ms is None else at_ms), _LAST_MS)
         found = self._find(model)
-        if found is None or not found.hourly:
+        if found is None or not self._hourly(model):
             moment -= moment % _DAY_MS
         return self._resolved(model, moment, _telling(traits) if traits else ())
 

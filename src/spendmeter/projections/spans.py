@@ -137,7 +137,7 @@ def _cost(used: Usage) -> float | None:
 def _call_attributes(row: Mapping[str, Any], call: CallFact) -> Attributes:
     said = _common(row, "chat", call.asked or call.answered) | usage_attributes(call.usage)
     extra = {
-        ANSWERED: call.answered, AGENT: call.subagent or row["agent"], "spendmeter.role": None if call.role == "main" else call.role,
+        ANSWERED: call.answered, AGENT: call.subagent or row["agent"], "spendmeter.role": call.role if call.role == "hidden" else None,
         "spendmeter.cost_usd": _cost(call.usage), "spendmeter.call_id": call.call_id,
     }  # fmt: skip
     return said | {k: v for k, v in extra.items() if v is not None}

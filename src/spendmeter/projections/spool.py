@@ -22,7 +22,7 @@ from spendmeter.reconcile.split import split
 from spendmeter.records import Usage, total
 
 Spooled = Literal["traces", "logs"]
-LEASE = f"{EXPORT_KEY}lease"
+LEASE = f"{EXPORT_KEY}lease"  # of the exporter
 _LIVE: set[str] = set()  # tokens of leases that this process holds
 _FIELDS = [name for name in Usage._fields if name != "cost_nusd"]
 
@@ -110,10 +110,11 @@ def put(conn: Connection, key: str, value: str) -> None:
 
 
 class Lease:
-    """One exporter per ledger at a time. A holder that has died on this host is known as dead at once, elsewhere by time."""
+    """One process per ledger at a time, by default to export. A holder that died on this host is known as dead at once, others by time."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, key: str = LEASE) -> None:
+        """*key* of ``meta`` names what it is for."""
+        self._ledger, self._key = ledger, key
         self._token = secrets.token_hex(8)
 
     def take(self, now_ms: int, for_ms: int) -> bool:
@@ -122,10 +123,10 @@ class Lease:
         with self._ledger.write() as conn:
             if conn.dialect.name == "postgresql":
                 conn.execute(text("select pg_advisory_xact_lock(7317311)"))
-            held = conn.execute(select(t.meta.c.value).where(t.meta.c.key == LEASE)).scalar_one_or_none()
+            held = conn.execute(select(t.meta.c.value).where(t.meta.c.key == self._key)).scalar_one_or_none()
             if held and self._alive(json.loads(held), now_ms):
                 return False
-            put(conn, LEASE, dump(mine))
+            put(conn, self._key, dump(mine))
         _LIVE.add(self._token)
         return True
 
@@ -142,7 +143,7 @@ class Lease:
             _LIVE.discard(self._token)
             with self._ledger.write() as conn:
                 mine = t.meta.c.value.contains(self._token)
-                conn.execute(delete(t.meta).where(t.meta.c.key == LEASE, mine))
+                conn.execute(delete(t.meta).where(t.meta.c.key == self._key, mine))
 
 
 def _runs(pid: int) -> bool:

@@ -54,7 +54,8 @@ def _table_line(cells: list[str]) -> str:
 def _notes(task: TaskTotals, m: Messages, plans: Sequence[Variance]) -> list[str]:
     ordered = sorted(task.outcomes.items(), key=lambda x: -x[1])
     told = ", ".join(m.text("task.outcome_count", n=m.whole(n), outcome=m.outcome(name)) for name, n in ordered)
-    out = [m.text("task.runs_told", runs=m.count("task.run_count", task.total.runs), outcomes=told)]
+    runs = m.count("task.run_count", task.total.runs)  # none where the task was only given parts of others' runs
+    out = [m.text("task.runs_told", runs=runs, outcomes=told)] if told else []
     if task.first_ms is not None and task.last_ms is not None:
         span = m.duration(task.last_ms - task.first_ms)
         work = None if task.work_ms is None else m.duration(task.work_ms)

@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import fields, replace
 
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
-from spendmeter.reconcile.kin import age, disowned, marks
+from spendmeter.reconcile.kin import age, disowned, inherited, marks
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip
 
@@ -49,7 +49,8 @@ class Book:
         for mark in marks(facts):
             owners.add(min((k for k, o in self.sessions.items() if mark in marks(o)), key=lambda key: age(self.sessions[key])))
         owners.discard(me)
-        levels = tuple(v for key in sorted(owners) for v in self.sessions[key].levels.values() if v.epoch)
+        kin = [self.sessions[key] for key in owners]
+        levels = inherited((age(k), (v for v in k.levels.values() if v.epoch)) for k in kin)
         peers = frozenset(f.total for other in others.values() for f in other.finishes.values())
         return mine, Foreign(copied, levels, peers)
 

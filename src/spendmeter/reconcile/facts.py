@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from spendmeter.records import NOTHING, Base, Call, Claim, Context, Finish, Level, Moment, Part, Tags, Usage
+from spendmeter.records import NAMELESS, NOTHING, Base, Call, Claim, Context, Finish, Level, Moment, Part, Tags, Usage, total
 
 Key = tuple[str, str]  # (cli, session)
 
@@ -31,11 +31,13 @@ class CallFact:
     subagent: str | None = None
     traits: tuple[tuple[str, str], ...] = ()
     shared: bool = False
+    subagent_type: str | None = None
 
     @classmethod
     def of(cls, c: Call) -> CallFact:
         """The fact that one sighting tells."""
-        return cls(c.call_id, c.usage, c.asked, c.answered, c.at_ms, frozenset((c.view,)), c.role, c.subagent, c.traits)
+        views = frozenset((c.view,))
+        return cls(c.call_id, c.usage, c.asked, c.answered, c.at_ms, views, c.role, c.subagent, c.traits, subagent_type=c.subagent_type)
 
     def join(self, other: CallFact) -> CallFact:
         """Both sightings in one. A transcript's time beats a printed one, being that of the request."""
@@ -45,6 +47,7 @@ class CallFact:
             self.call_id, self.usage.join(other.usage), _least(self.asked, other.asked), _least(self.answered, other.answered),
             at if at is not None else _first(self.at_ms, other.at_ms), self.views | other.views, min(self.role, other.role),
             _least(self.subagent, other.subagent), max(self.traits, other.traits), self.shared or other.shared,
+            _least(self.subagent_type, other.subagent_type),
         )  # fmt: skip
 
 
@@ -137,7 +140,12 @@ class SessionFacts:
         return new != old
 
     def first_restored(self) -> Usage | None:
-        """What the first result's process had restored; None where no result tells its own usage apart."""
+        """What the first result's process had restored; None where no result tells its own usage apart.
+
+        Of a session without a name, all of its calls: another session's result that shows just that is of the same run.
+        """
+        if self.session.startswith(NAMELESS):
+            return total(c.usage for c in self.calls.values())
         first = min(self.finishes.values(), key=lambda x: (x.total.tokens, x.run_key), default=None)
         return None if first is None or first.own == NOTHING else first.total.minus(first.own)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.records import NAMELESS, NOTHING, Level, Usage, tokens_only
 
 UNDATED = 1 << 62
 Age = tuple[int, str]
@@ -14,7 +15,9 @@ K = TypeVar("K")
 
 
 def age(facts: SessionFacts) -> Age:
-    """Order in which sessions began: the oldest made the calls that several hold."""
+    """Order in which sessions began: the oldest made the calls that several hold, and one without a name none that another holds."""
+    if facts.session.startswith(NAMELESS):
+        return UNDATED + 1, facts.session
     if facts.own_ms is not None:
         return facts.own_ms, facts.session
     return min((c.at_ms for c in facts.calls.values() if c.at_ms is not None), default=UNDATED), facts.session
@@ -23,6 +26,29 @@ def age(facts: SessionFacts) -> Age:
 def marks(facts: SessionFacts) -> set[str]:
     """Rows of the session that its forks repeat, besides calls."""
     return {source for kind, source in facts.bases if kind == "mark"}
+
+
+def is_told_elsewhere(facts: SessionFacts, peer_totals: Iterable[Usage]) -> bool:
+    """Whether files count what *facts* hold of exports in the session that started theirs, or a result of another shows just that."""
+    if any(kind == "parent" for kind, _ in facts.bases):
+        return True
+    mine = tokens_only(facts.first_restored() or NOTHING) if facts.session.startswith(NAMELESS) else NOTHING
+    return mine.known and any(tokens_only(p) == mine for p in peer_totals)
+
+
+def without_exports(facts: SessionFacts) -> SessionFacts:
+    """*facts* without the calls that only exports tell of."""
+    return replace(facts, calls={key: c for key, c in facts.calls.items() if c.views != {"otlp"}})
+
+
+def inherited(ancestors: Iterable[tuple[Age, Iterable[Level]]]) -> tuple[Level, ...]:
+    """Readings that a fork may have started from, of *ancestors* with their ages: each one's up to when the next of them began.
+
+    What an ancestor used after that went into no fork of the next one.
+    """
+    line = sorted(ancestors, key=lambda x: x[0])
+    ends = [*(begun for (begun, _), _ in line[1:]), UNDATED]
+    return tuple(v for (_, levels), end in zip(line, ends, strict=False) for v in levels if v.read_ms is None or v.read_ms <= end)
 
 
 def disowned(

@@ -5,27 +5,23 @@ Every source gives lower bounds. Per cell (asked-for model) and field, the total
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.records import NOTHING, Level, Part, Usage, total
+from spendmeter.reconcile.kin import is_told_elsewhere, without_exports
+from spendmeter.reconcile.names import UNKNOWN, Names, plain
+from spendmeter.records import NAMELESS, NOTHING, Level, Part, Usage, tokens_only, total
 
 ONE_ID_SPACE = frozenset({"claude", "opencode", "copilot"})  # their call ids are the same in every source
-ID_SPACES = ("file", "otlp", "stdout")  # of the others: each is a view of its own
+ID_SPACES = (frozenset({"file"}), frozenset({"otlp"}), frozenset({"stdout"}))  # of the others: each is a view of its own
+SHARED_IDS = {"qwen": (frozenset({"file", "otlp"}), frozenset({"stdout"}))}
 RUN_PARTS = frozenset({"run", "utility"})  # kinds of parts that tell what one run alone used; their part id is the run's key
-POOL, UNKNOWN = "~pool", "unknown"
+UNSPLIT = frozenset({"otlp.delta", "otlp.cumulative"})  # kinds of parts that tell both lifetimes of cache writes as one
 FOREVER = 1 << 62
 Cells = dict[str, Usage]
-_SUFFIX = re.compile(r"\[1m\]$")
-
-
-def plain(model: str) -> str:
-    """The model's name without Claude's mark for long context."""
-    return _SUFFIX.sub("", model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +45,12 @@ class Rule:
     """Evaluates one session: ``cells`` is its total, ``along`` the same up to points in time; runs are differences of it."""
 
     def __init__(self, facts: SessionFacts, foreign: Foreign | None = None) -> None:
-        self.facts, self.foreign = facts, foreign or Foreign()
+        self.foreign = foreign or Foreign()
+        self.facts = facts = without_exports(facts) if is_told_elsewhere(facts, self.foreign.peer_totals) else facts
+        self._is_nameless = any(c.startswith(NAMELESS) for c in facts.calls)
         self._prompts = sorted(facts.prompts)
-        self._name_cells()
+        self._names = Names(facts)
+        self.cell_of, self.cell_named = self._names.of, self._names.named
         self._starts: dict[tuple[str, str], int] = {}
         for v in facts.levels.values():
             if v.epoch:
@@ -60,28 +59,6 @@ class Rule:
         self.segments = self._cut()
         self._edges = [s.start_ms for s in self.segments]
         self._bases = self._inherited()
-
-    # -- names -----------------------------------------------------------------------------------------------------
-    def _name_cells(self) -> None:
-        f = self.facts
-        told = {plain(m) for m in [v.model for v in f.levels.values()] + [p.model for p in f.parts.values()] if m}
-        asked = {plain(c.asked) for c in f.calls.values() if c.asked}
-        answered = {plain(c.answered) for c in f.calls.values() if c.answered}
-        self._told, self._loose = told, told - asked - answered
-        self._pooled: set[str] = set()
-        if any(self.cell_of(c) == POOL for c in f.calls.values()):
-            self._pooled = self._loose
-
-    def cell_of(self, call: CallFact) -> str:
-        """The cell of a call: the asked-for model; an answered name that no reading has may be any reading's."""
-        if call.asked:
-            return plain(call.asked)
-        name = plain(call.answered) if call.answered else UNKNOWN
-        return name if name in self._told or not self._told or not self._loose else POOL
-
-    def cell_named(self, model: str) -> str:
-        """The cell of a reading's model name."""
-        return POOL if plain(model) in self._pooled else plain(model)
 
     # -- segments --------------------------------------------------------------------------------------------------
     def _cut(self) -> list[Segment]:
@@ -156,16 +133,21 @@ class Rule:
 
     def _matched(self, out: dict[tuple[str | None, str], Usage]) -> None:
         """A fork seen on stdout alone: what it had restored is exactly another session's total at some run's end."""
-        if not self.stdout_only or not self.facts.finishes or len({self.cell_named(m) for m in self._told}) != 1:
+        if not self.without_files or not self.facts.finishes or len({self.cell_named(m) for m in self._names.told}) != 1:
             return
         rest = tokens_only(self.facts.first_restored() or NOTHING)
         for peer in sorted(p for p in self.foreign.peer_totals if tokens_only(p) == rest and rest.known):
-            out[None, self.cell_named(next(iter(self._told)))] = peer
+            out[None, self.cell_named(next(iter(self._names.told)))] = peer
+
+    @property
+    def without_files(self) -> bool:
+        """Whether nothing here comes from a file that the CLI wrote."""
+        return not any(v.epoch for v in self.facts.levels.values()) and not any("file" in c.views for c in self.facts.calls.values())
 
     @property
     def stdout_only(self) -> bool:
-        """Whether nothing here comes from a file that the CLI wrote."""
-        return not any(v.epoch for v in self.facts.levels.values()) and all(c.views == {"stdout"} for c in self.facts.calls.values())
+        """Whether all of its calls were printed and no file tells of it."""
+        return self.without_files and all(c.views == {"stdout"} for c in self.facts.calls.values())
 
     # -- totals ----------------------------------------------------------------------------------------------------
     def cells(self, paid: bool = False) -> Cells:
@@ -211,6 +193,8 @@ class Rule:
             lines = self._cell_along(name, calls[name], levels[name], points)
             if own.get(name):
                 lines = _with_parts(lines, own[name], dates or {}, points)
+            if whole := [(c.at_ms, c.usage) for c in calls[name] if c.role == "any" and c.at_ms is not None]:
+                lines = _with_whole(lines, _running(sorted(whole, key=lambda x: x[0]), points))
             for cells, used in zip(out, [main.plus(hidden) for main, hidden in lines], strict=True):
                 if any(x is not None for x in used):
                     cells[name] = used
@@ -311,17 +295,22 @@ class Rule:
                     best = best.join(self._by_segment(name, view, levels))
             if role == "main":
                 best = best.join(self._peak(v for v in levels if not v.epoch).minus(self._bases[None, name]))
-            for kind in {p.kind for p in parts if p.role == role}:
-                best = best.join(total(p.usage for p in parts if p.role == role and p.kind == kind))
+            kinds = {p.kind for p in parts if p.role == role}
+            for kind in sorted(kinds, key=lambda kind: (kind in UNSPLIT, kind)):
+                told = total(p.usage for p in parts if p.role == role and p.kind == kind)
+                best = _with_unsplit(best, told) if kind in UNSPLIT else best.join(told)
             out = out.plus(best)
         if any(p.role == "any" for p in parts):  # some runs tell their roles apart and some do not: runs add up
             out = out.join(total(p.usage for p in parts if p.kind in RUN_PARTS))
-        return out
+        return out.join(total(c.usage for c in calls if c.role == "any"))
 
     def _call_views(self, calls: list[CallFact]) -> list[list[CallFact]]:
-        if self.facts.cli in ONE_ID_SPACE:
+        """The calls by id space. A call that came without its id joins no other source's: all that its own source saw is a view."""
+        if self.facts.cli not in ONE_ID_SPACE:
+            return [[c for c in calls if space & c.views] for space in SHARED_IDS.get(self.facts.cli, ID_SPACES)]
+        if not self._is_nameless:
             return [calls]
-        return [[c for c in calls if view in c.views] for view in ID_SPACES]
+        return [[c for c in calls if not c.call_id.startswith(NAMELESS)], [c for c in calls if "otlp" in c.views]]
 
     def best_view(self) -> list[CallFact]:
         """The calls, each once: of views that cannot be joined the one that tells most."""
@@ -368,12 +357,16 @@ def _with_parts(
     ended = sorted(((dates[p.part_id], p) for p in parts), key=lambda x: x[0])
     main = _running([(at, p.usage) for at, p in ended if p.role == "main"], points)
     hidden = _running([(at, p.usage) for at, p in ended if p.role == "hidden"], points)
-    every = _running([(at, p.usage) for at, p in ended], points) if any(p.role == "any" for p in parts) else [NOTHING] * len(points)
-    out = []
-    for (covered, aside), more, more_aside, whole in zip(lines, main, hidden, every, strict=True):
-        shown, rest = covered.join(more), aside.join(more_aside)
-        out.append((shown.plus(rest).join(whole).minus(rest) if whole.known else shown, rest))
-    return out
+    lines = [(covered.join(a), aside.join(b)) for (covered, aside), a, b in zip(lines, main, hidden, strict=True)]
+    return _with_whole(lines, _running([(at, p.usage) for at, p in ended], points)) if any(p.role == "any" for p in parts) else lines
+
+
+def _with_whole(lines: list[tuple[Usage, Usage]], every: list[Usage]) -> list[tuple[Usage, Usage]]:
+    """Joins in sums that do not tell what readings cover from what they do not."""
+    return [
+        (covered.plus(aside).join(whole).minus(aside) if whole.known else covered, aside)
+        for (covered, aside), whole in zip(lines, every, strict=True)
+    ]
 
 
 def _running(dated: list[tuple[int, Usage]], points: Sequence[int]) -> list[Usage]:
@@ -387,9 +380,11 @@ def _running(dated: list[tuple[int, Usage]], points: Sequence[int]) -> list[Usag
     return out
 
 
-def tokens_only(used: Usage) -> Usage:
-    """The five token kinds alone, unknown as 0: for comparing totals."""
-    return Usage(*[x or 0 for x in used[:5]])
+def _with_unsplit(best: Usage, told: Usage) -> Usage:
+    """The larger of both per field, where *told* has the cache writes of both lifetimes as one: what is more of them counts as 5m."""
+    written = told.cache_write_5m
+    five = None if written is None else max(0, written - (best.cache_write_1h or 0))
+    return best.join(told._replace(cache_write_5m=five))
 
 
 def apply(cells: Cells, other: Cells, how: Callable[[Usage, Usage], Usage]) -> Cells:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.rule import FOREVER, POOL, RUN_PARTS, UNKNOWN, Cells, Foreign, Rule, apply, tokens_only
-from spendmeter.records import NOTHING, Claim, Finish, Level, Part, Tags, Usage, total
+from spendmeter.reconcile.names import POOL, UNKNOWN
+from spendmeter.reconcile.rule import FOREVER, RUN_PARTS, Cells, Foreign, Rule, apply
+from spendmeter.records import NOTHING, Claim, Finish, Level, Part, Tags, Usage, tokens_only, total
 
 DATED_ON_STDOUT = frozenset({"opencode"})  # they print each call of the main agent, with its time
 SILENT = frozenset({"codex", "copilot"})  # they print the end of a run that used something, and not what
@@ -79,12 +80,19 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     rule = Rule(facts, foreign)
     runs = _runs(facts)
     whole = _Cut(rule.cells(), rule.cells(paid=True))
-    printed = facts.cli in DATED_ON_STDOUT
-    dated = any(c.at_ms is not None and (printed or c.views != {"stdout"}) for c in facts.calls.values()) or bool(rule.segments)
-    shares = _by_time(rule, runs, whole) if dated else _by_level(rule, runs, whole)
+    if not (runs or whole.cells):
+        return []  # all that it held is another session's
+    shares = _by_time(rule, runs, whole) if _is_dated(rule) else _by_level(rule, runs, whole)
     made = _Pieces(rule)
     slices = [made.slice(*share) for share in shares]
     return [replace(s, unknown=_unknown(rule, share[0], s, first=i == 0)) for i, (s, share) in enumerate(zip(slices, shares, strict=True))]
+
+
+def _is_dated(rule: Rule) -> bool:
+    """Whether time is the session's line: exported calls make it so only where results bear times too."""
+    told = {"file", "stdout"} if rule.facts.cli in DATED_ON_STDOUT else {"file"}
+    told |= {"otlp"} if all(f.ended_ms is not None for f in rule.facts.finishes.values()) else set()
+    return bool(rule.segments) or any(c.at_ms is not None and c.views & told for c in rule.facts.calls.values())
 
 
 def _unknown(rule: Rule, run: _Run, made: RunSlice, *, first: bool) -> tuple[str, ...]:
@@ -138,8 +146,7 @@ Share = tuple[_Run, Cells, Cells, int, int]  # run, cells, paid cells, dated aft
 
 def _by_level(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     """Printed results only: each reading less the one before; what is left over is the last run's."""
-    if not runs:
-        runs = [_implied(rule, -1)]
+    runs = runs or [_implied(rule, -1)]
     cuts = []
     before: Cells = {}
     for run in runs:
@@ -327,17 +334,12 @@ def _differences(cuts: list[tuple[_Run, _Cut]], whole: _Cut, window: Callable[[i
     out: list[Share] = []
     low = _Cut({}, {})
     for i, (run, cut) in enumerate(cuts):
-        cells = apply(apply(cut.cells, low.cells, Usage.join), whole.cells, _cap)
-        paid = apply(apply(cut.paid, low.paid, Usage.join), whole.paid, _cap)
+        cells = apply(apply(cut.cells, low.cells, Usage.join), whole.cells, Usage.within)
+        paid = apply(apply(cut.paid, low.paid, Usage.join), whole.paid, Usage.within)
         after, until = window(i)
         out.append((run, apply(cells, low.cells, Usage.minus), apply(paid, low.paid, Usage.minus), after, until))
         low = _Cut(cells, paid)
     return out
-
-
-def _cap(a: Usage, top: Usage) -> Usage:
-    """No field above *top*; unknown where *top* is."""
-    return Usage(*[None if x is None or t is None else min(x, t) for x, t in zip(a, top, strict=True)])
 
 
 def _merged(shares: Iterable[Share]) -> list[Share]:

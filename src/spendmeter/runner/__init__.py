@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from spendmeter.guard import Ticket
+    from spendmeter.runner.gate import AnyTicket
 
 BAD_USAGE = 2
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         return e.code
 
 
-def _metered(path: str, options: Options, ticket: Ticket | None) -> None:
+def _metered(path: str, options: Options, ticket: AnyTicket | None) -> None:
     """Returns only where the child could not be started for want of descriptors, processes or room."""
     from spendmeter.runner.attend import attend
 

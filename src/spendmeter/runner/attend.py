@@ -19,7 +19,7 @@ TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts, th
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from spendmeter.guard import Ticket
+    from spendmeter.runner.gate import AnyTicket
     from spendmeter.runner.meter import Meter
     from spendmeter.runner.pump import Pump
     from spendmeter.runner.relay import Relay
@@ -29,7 +29,7 @@ STALL_S = 10.0  # how long the ledger may take, once the child has ended, withou
 HURRY_S = 0.3  # and how long after somebody asked us to go
 
 
-def attend(path: str, options: Options, ticket: Ticket | None = None) -> NoReturn:
+def attend(path: str, options: Options, ticket: AnyTicket | None = None) -> NoReturn:
     """Starts the program at *path*, attends it and ends as it ends; with code 3 where it was ended by a limit.
 
     Args:
@@ -59,7 +59,7 @@ def attend(path: str, options: Options, ticket: Ticket | None = None) -> NoRetur
     _leave(pump, status, was_ended=was_ended)
 
 
-def _facts(options: Options, ticket: Ticket | None) -> Facts:
+def _facts(options: Options, ticket: AnyTicket | None) -> Facts:
     run_id = ticket.run_id if ticket else os.urandom(16).hex()
     try:
         cwd = os.getcwd()  # noqa: PTH109 - pathlib would delay the child by 4 ms
@@ -74,7 +74,7 @@ def _glance(facts: Facts) -> None:
         facts.early = glance(facts.env, facts.cwd, facts.command.resumed)
 
 
-def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: int, ticket: Ticket | None) -> tuple[int, bool]:
+def _follow(facts: Facts, child: process.Child, mask: Mask, pump: Pump, wake: int, ticket: AnyTicket | None) -> tuple[int, bool]:
     """Attends the child to its end and has the run recorded; its wait status, and whether it was ended by a limit."""
     guard = process.guard(child, facts.run_id)
     from spendmeter.runner.limits import Run

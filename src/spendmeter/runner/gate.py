@@ -14,12 +14,16 @@ TYPE_CHECKING = False  # importing typing costs 5 ms before the child starts
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import Any
 
     from spendmeter.budgets import Budgets, Subject
     from spendmeter.config import Settings
     from spendmeter.guard import Admission, Ticket
     from spendmeter.ledger import Ledger
+    from spendmeter.runner import admission
     from spendmeter.runner.args import Options
+
+    AnyTicket = Ticket | admission.CentralTicket
 
 OVER_BUDGET = 3
 PATIENCE_MS = 15_000  # for a ledger that gets nowhere, before the child starts
@@ -35,14 +39,14 @@ class RefusedError(Exception):
     """The run must not start; the message is the one line that says why."""
 
 
-def enter(options: Options, env: Mapping[str, str]) -> Ticket | None:
-    """Lets the run in; what it has set aside, or None where no budget asks for that.
+def enter(options: Options, env: Mapping[str, str]) -> AnyTicket | None:
+    """Lets the run in; what it has set aside, or None where no budget asks for that. With --remote the budgets are the daemon's.
 
     Raises:
         RefusedError: a budget is in its way, or the budgets cannot be checked and are set to block then.
     """
     config = _config(options.config or env.get("SPENDMETER_CONFIG"))
-    if not any(env.get(name) for name in _NAMED_BY) and b"budgets" not in config:
+    if options.remote is None and not any(env.get(name) for name in _NAMED_BY) and b"budgets" not in config:
         return None
     found = _checked(options, env, config)
     if found is None:
@@ -54,10 +58,12 @@ def enter(options: Options, env: Mapping[str, str]) -> Ticket | None:
     return found.ticket
 
 
-def _checked(options: Options, env: Mapping[str, str], config: bytes) -> Admission | None:
+def _checked(options: Options, env: Mapping[str, str], config: bytes) -> Admission | admission.Admission | None:
     """What the budgets say; None where none is asked, or none can be and the run may start all the same."""
     settings = None
     try:
+        if options.remote is not None:
+            return _asked_there(options.remote, options, must_be=_blocks(config, env))
         from spendmeter.config import load
 
         settings = load(options.config, options.ledger, env)
@@ -72,18 +78,24 @@ def _checked(options: Options, env: Mapping[str, str], config: bytes) -> Admissi
         return None
 
 
-def leave(ticket: Ticket | None, options: Options) -> None:
+def leave(ticket: AnyTicket | None, options: Options) -> None:
     """Gives back what was set aside for a run whose child could not be started."""
     if ticket is None:
         return
     from contextlib import closing, suppress
 
-    from spendmeter.config import load
     from spendmeter.errors import SpendmeterError
-    from spendmeter.ledger import Ledger
+    from spendmeter.runner.admission import CentralTicket
 
-    with suppress(SpendmeterError), closing(Ledger(load(options.config, options.ledger), busy_ms=PATIENCE_MS)) as ledger:
-        ticket.drop(ledger)
+    with suppress(SpendmeterError, OSError):
+        if isinstance(ticket, CentralTicket):
+            ticket.drop()
+            return
+        from spendmeter.config import load
+        from spendmeter.ledger import Ledger
+
+        with closing(Ledger(load(options.config, options.ledger), busy_ms=PATIENCE_MS)) as ledger:
+            ticket.drop(ledger)
 
 
 def _config(path: str | None) -> bytes:
@@ -111,17 +123,22 @@ def _may_guard(file: Path) -> bool:
     return re.search(_ACTIONS, file.read_bytes()) is not None
 
 
+def _asked_there(remote: str, options: Options, *, must_be: bool) -> admission.Admission:
+    """What the daemon at *remote* says; a run that *must_be* asked for waits longer for it."""
+    from spendmeter.runner import admission
+
+    run = admission.document(os.urandom(16).hex(), _tags(options), options.max_cost_nusd, options.max_tokens)
+    return admission.enter(remote, run, admission.PATIENT_S if must_be else admission.LIMIT_S)
+
+
 def _asked(file: Path, settings: Settings, options: Options) -> Admission | None:
     """What the budgets say; the ledger is closed again, as none may be open over a fork."""
+    from spendmeter.budgets import Subject
     from spendmeter.budgets.file import load
 
-    budgets, subject = load(file), _subject(options)
+    budgets, subject = load(file), Subject(**_tags(options))
     if not any(b.action != "alert" and b.may_cover(subject) for b in budgets.budgets):
         return None
-    if options.remote is not None:
-        from spendmeter.errors import LedgerError
-
-        raise LedgerError("the run goes to a remote daemon, and there is no ledger here to ask")
     from contextlib import closing
 
     from spendmeter.ledger import Ledger
@@ -175,8 +192,8 @@ def _standing(ledger: Ledger) -> object:
         return ledger.moved(conn), reservations.held(conn, 0)
 
 
-def _subject(options: Options) -> Subject:
-    from spendmeter.budgets import Subject
+def _tags(options: Options) -> dict[str, Any]:
+    """The run as ``budgets.Subject`` has it."""
     from spendmeter.runner.detect import Command
     from spendmeter.runner.repo import repo_of
 
@@ -185,4 +202,7 @@ def _subject(options: Options) -> Subject:
     except OSError:  # it was removed
         cwd = None
     command = Command(options.command)
-    return Subject(options.agent, options.task, command.cli, command.model, repo_of(cwd).name, options.attrs)
+    return {
+        "agent": options.agent, "task": options.task, "cli": command.cli, "model": command.model, "repo": repo_of(cwd).name,
+        "attrs": options.attrs,
+    }  # fmt: skip

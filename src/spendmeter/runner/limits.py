@@ -5,27 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from spendmeter.errors import SpendmeterError
+from spendmeter.runner.admission import CentralTicket
 from spendmeter.runner.describe import describe
 from spendmeter.runner.ending import Ending
 from spendmeter.runner.say import say
 
 if TYPE_CHECKING:
-    from spendmeter.guard import Ticket
     from spendmeter.ingest import Ready
-    from spendmeter.ledger import Ledger
     from spendmeter.parsers import Stream
     from spendmeter.projections.messages import Messages
     from spendmeter.runner.args import Options
     from spendmeter.runner.compose import AnyWatch
     from spendmeter.runner.facts import Facts
     from spendmeter.runner.finished import FinishedRun
+    from spendmeter.runner.gate import AnyTicket
     from spendmeter.runner.live import Live, Reading
     from spendmeter.runner.process import Child
     from spendmeter.runner.warm import Loader
 
+Beat = Callable[[int | None, int | None, AbstractSet[str]], str | None]  # of a ticket
 BEAT_S = 0.1  # the ticket itself knows how often the ledger is to be asked
 LAST_BEAT_S = 2.0
 BLIND_S = 10.0  # a CLI may take a while to name its session
@@ -55,7 +58,7 @@ class Limits:
         behind: whether there is more to read at once.
     """
 
-    def __init__(self, run: Run, ticket: Ticket | None, loader: Loader) -> None:
+    def __init__(self, run: Run, ticket: AnyTicket | None, loader: Loader) -> None:
         """*ticket*: of the budgets that let the run in; *loader* loads what counting needs."""
         self.stop: Stop | None = None
         self.behind = False
@@ -152,12 +155,17 @@ class Limits:
         ticket = self._ticket
         if ticket is None:
             return None
-        if ready.ledger is None:
+        beat: Beat
+        if isinstance(ticket, CentralTicket):
+            beat = ticket.beat
+        elif ready.ledger is not None:
+            beat = partial(ticket.beat, ready.ledger)
+        else:
             if self._loader.trouble is not None:
                 self._tell(f"its budgets are not watched: {describe(self._loader.trouble)}")
             return None
         if self._beats is None:
-            self._beats = _Beats(ticket, ready.ledger)
+            self._beats = _Beats(beat)
             self._beats.start()
         self._beats.reading = reading or self._beats.reading
         line = self._beats.line
@@ -197,16 +205,16 @@ class Limits:
 
 
 class _Beats(threading.Thread):
-    """Tells the ticket what is used, in a thread of its own: a ledger that is locked keeps nobody from counting.
+    """Tells the ticket what is used, in a thread of its own: a ledger that is locked, a daemon that is slow, keeps nobody from counting.
 
     ``reading`` is the newest one; ``line`` what the ticket has said.
     """
 
-    def __init__(self, ticket: Ticket, ledger: Ledger) -> None:
+    def __init__(self, beat: Beat) -> None:
         super().__init__(daemon=True)
         self.reading: Reading | None = None
         self.line: str | None = None
-        self._ticket, self._ledger = ticket, ledger
+        self._beat = beat
         self._end = threading.Event()
 
     def run(self) -> None:
@@ -214,7 +222,7 @@ class _Beats(threading.Thread):
         while self.line is None and not self._end.wait(BEAT_S):
             r = self.reading
             try:
-                self.line = self._ticket.beat(self._ledger, *((r.nusd, r.tokens, r.models) if r else (None, None, frozenset())))
+                self.line = self._beat(*((r.nusd, r.tokens, r.models) if r else (None, None, frozenset())))
             except SpendmeterError:  # the next beat tries again
                 continue
             except Exception as e:  # noqa: BLE001 - metering never breaks the run

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from spendmeter.ingest import Told, batch_of, read_from
 from spendmeter.ledger.costing import Prices, cost
 from spendmeter.parsers import CHUNK, Stream
-from spendmeter.parsers.places import companions, session_of
+from spendmeter.parsers.growing import Growing
+from spendmeter.parsers.places import companions
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.split import Piece, split
 from spendmeter.records import Call, Claim, Observation
@@ -173,52 +174,44 @@ class _Known:
 
 
 class _Tail:
-    """A file that grows at its end, read on from where it was left."""
+    """A file that grows at its end."""
 
     def __init__(self, path: Path, cli: str | None, offset: int, started_ms: int) -> None:
         self.known = _Known()
         self.behind = False
-        self._path, self._cli, self._offset, self._started_ms = path, cli, offset, started_ms
-        self._begin(0)
-
-    def _begin(self, inode: int) -> None:
-        self._stream = Stream(self._cli, self._path.name, session_of(self._path, self._cli))
-        self._at, self._inode = 0, inode
+        self._file, self._offset, self._started_ms = Growing(path, cli, path.name), offset, started_ms
         self._before: dict[str, int] = {}
 
     def grow(self) -> bool:
         """Reads what was added, up to STEP_BYTES; whether that was anything."""
+        file = self._file
         try:
-            with self._path.open("rb") as handle:
-                stat = os.fstat(handle.fileno())
-                if stat.st_ino != self._inode or stat.st_size < self._at:
-                    self._begin(stat.st_ino)
-                handle.seek(self._at)
-                begun, until = self._at, min(stat.st_size, self._at + STEP_BYTES)
-                while self._at < until and self._take(handle.read(self._next(until))):
-                    pass
+            with file.opened() as (handle, stat):
+                begun, until = file.at, min(stat.st_size, file.at + STEP_BYTES)
+                self._before = self._before if begun else {}
+                while file.at < until and file.take(handle, self._next(until)):
+                    self._note_edge()
         except OSError:  # it may come back; at the run's end its absence is told
             self.behind = False
             return False
-        self.behind = begun < self._at < stat.st_size
-        return self._at > begun
+        self.behind = begun < file.at < stat.st_size
+        return file.at > begun
 
     def _next(self, until: int) -> int:
         """How much to read at once: not over the place where the run began."""
-        edge = self._offset if self._at < self._offset else until
-        return min(edge - self._at, until - self._at, CHUNK)
+        at = self._file.at
+        edge = self._offset if at < self._offset else until
+        return min(edge - at, until - at, CHUNK)
 
-    def _take(self, data: bytes) -> bool:
-        self._stream.feed(data)
-        self._at += len(data)
-        if data and self._at == self._offset:
-            self._before = dict(self._stream.last_ms)
-        return bool(data)
+    def _note_edge(self) -> None:
+        if self._file.at == self._offset:
+            self._before = dict(self._file.stream.last_ms)
 
     def told(self) -> Told:
         """What it holds so far. A file that changed before its size was noted has no known place where the run began."""
-        observations = self._stream.so_far()
-        return Told(observations, self._before or _last_calls(observations, self._started_ms), self._stream.last_ms)
+        stream = self._file.stream
+        observations = stream.so_far()
+        return Told(observations, self._before or _last_calls(observations, self._started_ms), stream.last_ms)
 
 
 class _Whole:

@@ -16,11 +16,11 @@ from spendmeter.runner.procs import belongs
 from spendmeter.runner.warm import Loader
 
 if TYPE_CHECKING:
-    from spendmeter.guard import Ticket
     from spendmeter.parsers import Stream
     from spendmeter.records import Observation
     from spendmeter.runner.compose import AnyWatch
     from spendmeter.runner.finished import FinishedRun
+    from spendmeter.runner.gate import AnyTicket
     from spendmeter.runner.spool import Pending
 
 BACKLOG_BYTES = 64 << 20  # unread output that is held while the heavy parts load; beyond it the child waits
@@ -32,7 +32,7 @@ REFRESH_S = 2.0
 class Meter(threading.Thread):
     """Takes the child's output by ``show``, its end by ``end``; ``finished`` and ``lines`` (for stderr) tell the rest."""
 
-    def __init__(self, run: Run, ticket: Ticket | None) -> None:
+    def __init__(self, run: Run, ticket: AnyTicket | None) -> None:
         super().__init__(daemon=True)
         self.finished = False
         self.lines: list[str] = []

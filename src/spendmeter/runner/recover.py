@@ -23,6 +23,11 @@ def folders(ledger: str | None, config: str | None, env: Mapping[str, str]) -> l
     return spool_dirs(url, env)
 
 
+def is_pending(ledger: str | None = None, config: str | None = None) -> bool:
+    """Whether ``recover`` might find anything to do."""
+    return any(any(folder.iterdir()) for folder in folders(ledger, config, os.environ) if folder.is_dir())
+
+
 def recover(ledger: str | None = None, config: str | None = None) -> list[object]:
     """Commits every pending run of the ledger; those whose child is still ending are left for the next time.
 

@@ -10,18 +10,12 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from http.client import HTTPException
-from pathlib import Path
-from typing import NamedTuple, NoReturn, TypeVar
-from urllib.request import Request
-
-import msgspec
+from typing import NamedTuple
 
 from spendmeter import ingest
-from spendmeter.errors import ConfigError, RemoteError, RunRefusedError
+from spendmeter.errors import ConfigError, RemoteError
 from spendmeter.ledger import Batch, Committed
-from spendmeter.ledger.gauges import version
-from spendmeter.notices.webhook import opener, why
+from spendmeter.runner import central
 from spendmeter.runner.describe import describe
 from spendmeter.runner.finished import FinishedRun
 from spendmeter.runner.recover import take_in
@@ -32,18 +26,7 @@ from spendmeter.runner.wire import PATH, pack
 LIMIT_S = 2.0  # how long the end of a run may wait for the daemon
 PATIENT_S = 30.0  # and how long ``send`` waits
 BACKLOG_S = 0.5  # what a run that went through gives to those that wait
-ANSWER_BYTES = 64 << 10
-_T = TypeVar("_T")
-TOKEN, TOKEN_FILE = "SPENDMETER_TOKEN", "SPENDMETER_TOKEN_FILE"
-_REFUSED = (400, 413, 415, 422)  # nothing but another daemon will ever take it
-_REMEDY = {
-    401: f"put a token with the scope write into {TOKEN} or {TOKEN_FILE}",
-    403: "give its token the scope write",
-    404: "is that its address, and is its spendmeter as new as this one?",
-    405: "is that its address, and is its spendmeter as new as this one?",
-    415: "is its spendmeter as new as this one?",
-    422: "is its spendmeter as new as this one?",
-}
+_RECEIPT = {"run_key", "sessions", "changed"}  # what a daemon says that took a batch
 
 
 class Sent(NamedTuple):
@@ -66,20 +49,6 @@ class Daemon:
 
     def source_digest(self, path: str) -> tuple[str, str] | None:
         """Never anything."""
-
-
-class _Receipt(msgspec.Struct):
-    """What a daemon says that took a batch."""
-
-    run_key: str | None
-    sessions: int
-    changed: int
-
-
-class _Problem(msgspec.Struct):
-    """What it says that did not."""
-
-    detail: str = ""
 
 
 def prepare(ledger: str | None, config: str | None) -> None:
@@ -113,15 +82,10 @@ def post(remote: str, batch: Batch, limit_s: float) -> None:
     Raises:
         RemoteError, RunRefusedError, ConfigError: as ``commit_run``.
     """
-    headers = {"content-type": "application/json", "content-encoding": "gzip", "user-agent": f"spendmeter/{version()}"}
-    request = Request(f"{remote}{PATH}", pack(batch), headers | _authorization(os.environ), method="POST")  # noqa: S310 - the opener knows HTTP alone
-    try:
-        with opener().open(request, timeout=limit_s) as response:
-            status, body = response.status, response.read(ANSWER_BYTES)
-    except (OSError, HTTPException) as e:
-        raise RemoteError(f"{remote}: {why(e, limit_s)}; is it running, and reachable from here?") from None
-    if status != 200 or _decoded(body, _Receipt) is None:
-        _fail(remote, status, body)
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    status, body = central.send(remote, "POST", PATH, pack(batch), limit_s, headers)
+    if status != 200 or not _RECEIPT.issubset(central.decoded(body) or ()):
+        central.fail(remote, status, body)
 
 
 def send_waiting(remote: str, for_s: float | None = None) -> Sent:
@@ -169,30 +133,3 @@ def _within(limit_s: float, remote: str, batch: Batch) -> None:
         raise RemoteError(f"{remote}: no answer within {limit_s:g} s")
     if failed:
         raise failed[0]
-
-
-def _authorization(env: Mapping[str, str]) -> dict[str, str]:
-    token = env.get(TOKEN)
-    if not token and (path := env.get(TOKEN_FILE)):
-        try:
-            token = Path(path).read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{TOKEN_FILE} {path}: cannot be read ({describe(e)}); check the path and its permissions") from None
-    if token and not (token.isascii() and token.isprintable()):
-        raise ConfigError(f"{TOKEN} holds more than one line, or what is no token; copy it again")
-    return {"authorization": f"Bearer {token}"} if token else {}
-
-
-def _decoded(body: bytes, kind: type[_T]) -> _T | None:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _fail(remote: str, status: int, body: bytes) -> NoReturn:
-    problem = _decoded(body, _Problem) if status >= 400 else None
-    said = " ".join(problem.detail.split())[:200] if problem else ""
-    told = f"{remote}: answered {status}{said and f': {said}'}"
-    remedy = _REMEDY.get(status, "" if status >= 400 else "is that its address, with nothing before it that redirects or asks to log in?")
-    raise (RunRefusedError if status in _REFUSED else RemoteError)(f"{told}; {remedy}" if remedy else told)

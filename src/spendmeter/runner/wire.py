@@ -47,6 +47,10 @@ class WireError(ValueError):
         self.field, self.message = field, message
 
 
+class TooLargeError(WireError):
+    """A document is larger than is read."""
+
+
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
     version: int
     observations: list[tuple[str, dict[str, Any]]]
@@ -74,7 +78,7 @@ def unzipped(body: bytes, most: int = MOST_BYTES) -> bytes:
     """What the gzipped *body* holds.
 
     Raises:
-        WireError: it is not gzip, is cut short, or holds more than *most* bytes.
+        WireError: it is not gzip, or is cut short; as TooLargeError, it holds more than *most* bytes.
     """
     reader = zlib.decompressobj(31)
     try:
@@ -82,7 +86,7 @@ def unzipped(body: bytes, most: int = MOST_BYTES) -> bytes:
     except zlib.error:
         raise WireError("body", "is not gzip, as its Content-Encoding says") from None
     if reader.unconsumed_tail:
-        raise WireError("body", f"is more than {most >> 20} MiB when unpacked")
+        raise TooLargeError("body", f"is more than {most >> 20} MiB when unpacked")
     if not reader.eof:
         raise WireError("body", "is cut short; send it again")
     return out

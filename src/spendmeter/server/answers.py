@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from spendmeter.token_events.model import REF_TYPES
@@ -153,6 +155,26 @@ class Budgets(BaseModel):
     """As ``spendmeter budget list --json``."""
 
     budgets: list[Budget]
+
+
+class PlanVariance(BaseModel):
+    """A plan beside its runs, as ``spendmeter plan variance --json``. Besides: ``calls``, ``prompt_tokens``, ``total_tokens`` and
+    ``cost_usd``, each with what was estimated, what was used and by how much they differ."""
+
+    model_config = ConfigDict(extra="allow")
+
+    plan: str
+    snapshot_id: str | None
+    snapshot_resolved: bool = Field(description="whether its estimates are recorded; else they are null")
+    recorded_at: str | None
+    per_workflow: list[dict[str, Any]]
+    duration_seconds: float | None
+
+
+class Plans(BaseModel):
+    """Plans by name."""
+
+    plans: list[PlanVariance]
 
 
 class TokenEventRow(BaseModel):

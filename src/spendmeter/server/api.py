@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -10,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from spendmeter.errors import LedgerError
-from spendmeter.ledger import budgeting, now_ms, query
+from spendmeter.ledger import budgeting, now_ms, planning, query
 from spendmeter.ledger.periods import when_ms, zone
-from spendmeter.server.answers import Budgets, Facts, Report, RunDetails, Runs
+from spendmeter.server.answers import Budgets, Facts, Plans, Report, RunDetails, Runs
 from spendmeter.server.book import Book
 from spendmeter.server.details import NoRunError, details
 from spendmeter.server.paging import page
@@ -23,21 +24,14 @@ LIMIT, LIMIT_MAX = 50, 500
 TIME = "2026-11-01, 2026-11-01T15:00, 2026-11, today, or a while ago: 7d, 24h"
 
 
-class Filters(BaseModel):
-    """Query parameters that say what to look at."""
+class Window(BaseModel):
+    """Query parameters that say from when to when."""
 
     model_config = ConfigDict(extra="forbid")
 
     since: str | None = Field(None, description=TIME)
     until: str | None = Field(None, description="no longer belongs to the window; like since")
     timezone: str = Field("UTC", description="IANA name: where days and months begin")
-    agent: str | None = None
-    task: str | None = None
-    cli: str | None = None
-    model: str | None = None
-    repo: str | None = None
-    session: str | None = None
-    outcome: str | None = None
 
     def where(self) -> query.Where:
         """As the ledger is asked.
@@ -48,8 +42,24 @@ class Filters(BaseModel):
         checked("timezone", zone, self.timezone)
         told = {"since": self.since, "until": self.until}
         times = {name: None if text is None else checked(name, when_ms, text, self.timezone) for name, text in told.items()}
+        return query.Where(times["since"], times["until"])
+
+
+class Filters(Window):
+    """Query parameters that say what to look at."""
+
+    agent: str | None = None
+    task: str | None = None
+    cli: str | None = None
+    model: str | None = None
+    repo: str | None = None
+    session: str | None = None
+    outcome: str | None = None
+
+    def where(self) -> query.Where:
+        """As the ledger is asked; raises BadFieldError."""
         names = ("agent", "task", "cli", "model", "repo", "session", "outcome")
-        return query.Where(times["since"], times["until"], **{name: getattr(self, name) for name in names})
+        return replace(super().where(), **{name: getattr(self, name) for name in names})
 
 
 class ReportFilters(Filters):
@@ -104,6 +114,11 @@ def router(book: Book) -> APIRouter:
         ledger = book.ledger()
         found = budgeting.states(ledger, budgeting.defined(ledger), now_ms())
         return JSONResponse({"budgets": [s.as_dict() for s in found]})
+
+    @routes.get("/plans", response_model=Plans, responses=responses(422, 503))
+    def plans(q: Annotated[Window, Query()]) -> Response:
+        """Every plan that is recorded or that a run names, by name: what was estimated beside what its runs used."""
+        return JSONResponse({"plans": [v.as_dict() for v in planning.variances(book.ledger(), q.where())]})
 
     @routes.get("/ledger", response_model=Facts, responses=responses(503))
     def ledger() -> Response:

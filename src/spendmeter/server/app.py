@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 import spendmeter
-from spendmeter.server import api, events_api, login, problems, remote_api, web
+from spendmeter.server import admission_api, api, events_api, login, otlp_in, problems, remote_api, web
 from spendmeter.server.auth import Doors, Keeper
 from spendmeter.server.book import Book
 from spendmeter.server.guard import Armoured, SameOrigin, TrustedHosts
@@ -28,7 +28,7 @@ from spendmeter.server.workers import Workers
 if TYPE_CHECKING:
     from spendmeter.server.mcp_server.endpoint import Door
 
-THREADS = 8  # for pages and API calls; with those for scrapes, tokens and the workers' no more than the ledger has connections
+THREADS = 5  # for pages and API calls; with those for scrapes, tokens, batches and the workers' no more than the ledger has connections
 STATIC = Path(__file__).parent / "static"
 
 
@@ -43,6 +43,7 @@ def create_app(
         writes: how many requests that change something each client may send.
     """
     guards = [
+        Middleware(otlp_in.StatusBodies),
         Middleware(Armoured, defect=problems.defect),
         *([Middleware(TrustedHosts, allowed=hosts)] if hosts is not None else []),
         Middleware(SameOrigin, refused=problems.foreign),
@@ -63,6 +64,8 @@ def create_app(
     app.include_router(events_api.router(book), prefix="/api/v1")
     app.include_router(events_api.router(book), include_in_schema=False)  # for clients that have these paths already
     app.include_router(remote_api.router(book))
+    app.include_router(admission_api.router(book))
+    app.router.routes += otlp_in.routes(book)
     app.include_router(web.router(book, workers))
     if keeper:
         app.include_router(login.router(keeper))

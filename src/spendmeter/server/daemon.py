@@ -47,10 +47,11 @@ def run(
 
     Raises:
         LedgerError: the ledger cannot be opened or read.
-        ConfigError: the address cannot be listened on, an OTEL_* setting makes no sense, TLS files are of no use, or a token is
-            needed and there is none.
+        ConfigError: the address cannot be listened on, an OTEL_* setting or the age of retention makes no sense, TLS files are of no
+            use, or a token is needed and there is none.
     """
     _log_to_stderr()
+    _check_retention(settings)
     secure = tls.context(*access.tls) if access.tls else None
     book = Book(settings)
     with contextlib.closing(book):
@@ -71,6 +72,13 @@ def run(
             server.run(sockets=sockets)
         finally:
             workers.stop()
+
+
+def _check_retention(settings: Settings) -> None:
+    from spendmeter.ledger.retention import LEAST_S, TOO_SOON
+
+    if settings.retention_calls_s is not None and settings.retention_calls_s < LEAST_S:
+        raise ConfigError(f"[retention] calls: {TOO_SOON}")
 
 
 class _Server(uvicorn.Server):
@@ -167,6 +175,7 @@ def _say_hello(settings: Settings, host: str, port: int, access: Access, note: s
         f"  page     {url}/",
         f"  metrics  {url}/metrics",
         f"  API      {url}/api/v1/openapi.json",
+        f"  OTLP in  {url}/v1/logs, /v1/metrics, /v1/traces",
         f"  new series are shown {first}; OTLP is {'on' if exports() else 'off: no endpoint is set'}",
     ]
     sys.stderr.write("\n".join([*lines, *_doors(host, access), *([f"  {note}"] if note else [])]) + "\n")

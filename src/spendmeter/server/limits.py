@@ -17,10 +17,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from spendmeter.parsers.otlp.model import SIGNALS
 from spendmeter.server import problems
 from spendmeter.server.guard import SAFE
 
 BODY_MAX = 4 * 1024 * 1024
+OTLP = {f"/v1/{signal}": signal for signal in SIGNALS}  # what comes there may hold prompts and answers, which are passed over
+OTLP_MAX = 20 * 1024 * 1024  # as much as the Collector takes by default
 BODY_S = 60.0  # for the whole body
 HEAD_MAX = 32 * 1024  # h11 looks at less only where it comes in pieces
 HEAD_S = 20.0  # for a request's line and headers, and before the first of a connection
@@ -86,7 +89,7 @@ class WriteLimit:
 
 
 class SizeLimit:
-    """Headers of 32 KiB, bodies of 4 MiB within a minute: more is refused before it is read, also where no length was told."""
+    """Headers of 32 KiB, bodies of 4 MiB (telemetry 20) within a minute: more is refused before it is read, told or not."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -105,7 +108,7 @@ class SizeLimit:
 
         try:
             _check_head(scope)
-            await self._app(scope, _Body(receive).receive, out)
+            await self._app(scope, _Body(receive, _most(scope)).receive, out)
         except HTTPException as e:  # ours, also through an application that knows no such exceptions
             if begun:
                 raise
@@ -115,15 +118,19 @@ class SizeLimit:
 def _check_head(scope: Scope) -> None:
     if sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"]) > HEAD_MAX:
         raise HTTPException(431, f"the headers are larger than {HEAD_MAX} bytes", _CLOSE)
-    if int(Headers(scope=scope).get("content-length", "0")) > BODY_MAX:
-        raise _too_large()
+    if int(Headers(scope=scope).get("content-length", "0")) > _most(scope):
+        raise _too_large(_most(scope))
+
+
+def _most(scope: Scope) -> int:
+    return OTLP_MAX if scope["path"] in OTLP else BODY_MAX
 
 
 class _Body:
     """Counts what comes in until the body is complete; what a client says later (that it has gone) may take as long as it likes."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._size, self._complete = receive, 0, False
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive, self._most, self._size, self._complete = receive, most, 0, False
         self._end: float | None = None  # on the event loop's clock
 
     async def receive(self) -> Message:
@@ -142,14 +149,14 @@ class _Body:
         except TimeoutError:
             raise HTTPException(408, f"the body did not come within {BODY_S:g} s", _CLOSE) from None
         self._size += len(message.get("body", b""))
-        if self._size > BODY_MAX:
-            raise _too_large()
+        if self._size > self._most:
+            raise _too_large(self._most)
         self._complete = not message.get("more_body", False)
         return message
 
 
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"the body is larger than {BODY_MAX} bytes; send it in parts", _CLOSE)
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the body is larger than {most} bytes; send it in parts", _CLOSE)
 
 
 class Protocol(H11Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -14,6 +16,7 @@ from spendmeter.runner import wire
 from spendmeter.server.book import Book
 from spendmeter.server.problems import BadFieldError, responses
 
+THREADS = 2  # of their own: unpacked, a batch may take much memory, and writers wait for each other anyway
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -34,12 +37,15 @@ class Taken(BaseModel):
 def router(book: Book) -> APIRouter:
     """The route over *book*."""
     routes = APIRouter(tags=["ledger"])
+    limiter: anyio.CapacityLimiter | None = None  # made within the event loop
 
     @routes.post(wire.PATH, response_model=Taken, responses=responses(400, 413, 415, 422, 503), openapi_extra=_BODY)
     async def observations(request: Request) -> Response:
         """Takes in a batch of another host's observations, in one transaction."""
+        nonlocal limiter
+        limiter = limiter or anyio.CapacityLimiter(THREADS)
         packed = _check_media(request)
-        return JSONResponse(await run_in_threadpool(_commit, book, await request.body(), packed))
+        return JSONResponse(await anyio.to_thread.run_sync(_commit, book, await request.body(), packed, limiter=limiter))
 
     return routes
 
@@ -58,8 +64,9 @@ def _commit(book: Book, body: bytes, packed: bool) -> dict[str, Any]:
         batch = wire.unpack(wire.unzipped(body) if packed else body)
     except wire.WireError as e:
         raise BadFieldError(e.field, e.message) from None
+    run_id = batch.processes[0].run_id if batch.processes else None
     try:
-        done = book.ledger().commit(batch)
+        done = book.ledger().commit(replace(batch, releases=run_id))
     except OverflowError:
         raise BadFieldError("observations", "add up to more than a ledger can hold") from None
     key = batch.processes[0].run_key if batch.processes else None

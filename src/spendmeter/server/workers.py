@@ -1,4 +1,4 @@
-"""What the daemon does besides answering: settles what is due, takes in unfinished runs, sends by OTLP, tells of budgets."""
+"""What the daemon does besides answering: settles what is due, takes in unfinished runs, sends by OTLP, tells of budgets, retains."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ FOLD_S = 10.0
 NOTICE_S = 2.0
 RECOVER_S = 60.0
 WATCH_S = 0.5
+RETAIN_S = 3600.0
+RETAIN_AT_ONCE = 20  # sessions in one transaction: others write meanwhile
+RETAIN_LEASE = "retain.lease"  # key of meta
+RETAIN_LEASE_MS = 120_000  # longer than a transaction takes: one daemon at a time
 RETRY_S = 10.0  # after a failure that no one foresaw
 JOIN_S = 5.0
 log = logging.getLogger("spendmeter.server")
@@ -42,12 +46,14 @@ class Workers:
         self.trouble: dict[str, str] = {}
 
     def start(self) -> None:
-        """Starts settling, sending where an OTLP endpoint is configured, and telling where there are budgets."""
+        """Starts settling, sending where an OTLP endpoint is configured, telling where there are budgets, and retention where it is set."""
         steps: dict[str, Callable[[], None]] = {"settle": self._keep_settling}
         if exports():
             steps["export"] = self._keep_sending
         if self._book.settings.budgets_file is not None:
             steps["notices"] = self._keep_telling
+        if self._book.settings.retention_calls_s is not None:
+            steps["retain"] = self._keep_retaining
         for name, step in steps.items():
             self._threads.append(threading.Thread(target=step, name=f"spendmeter-{name}", daemon=True))
         for thread in self._threads:
@@ -121,6 +127,26 @@ class Workers:
         for failure in teller.tell(self._book.ledger(), now_ms(), self._stop).delivered.failed:
             if failure.attempts == 1 or failure.given_up:
                 log.warning("notices: %s", failure)
+
+    def _keep_retaining(self) -> None:
+        while not self._stop.is_set():
+            self._try("retain", lambda: self._retain(self._book.ledger()))
+            self._stop.wait(RETRY_S if "retain" in self.trouble else RETAIN_S)
+
+    def _retain(self, ledger: Ledger) -> None:
+        """Closes what has been quiet for long enough, unless another daemon over this ledger is at it."""
+        from spendmeter.ledger.retention import retain
+        from spendmeter.projections.spool import Lease
+
+        lease = Lease(ledger, RETAIN_LEASE)
+
+        def goes_on() -> bool:
+            return not self._stop.is_set() and lease.take(now_ms(), RETAIN_LEASE_MS)
+
+        try:
+            retain(ledger, int((self._book.settings.retention_calls_s or 0) * 1000), at_once=RETAIN_AT_ONCE, goes_on=goes_on)
+        finally:
+            lease.drop()
 
     def _current(self, ledger: Ledger) -> bool:
         try:

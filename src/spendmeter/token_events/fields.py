@@ -16,7 +16,7 @@ COUNT_MAX = 10**12  # of one kind: at the dearest list price sums of such events
 COST_MAX_USD = 1_000_000
 AHEAD_MS = 86_400_000  # clocks differ, but not by more
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MONEY = r"^[0-9]{1,7}(\.[0-9]{1,9})?$"
+MONEY = r"^[0-9]{1,7}(\.[0-9]{1,9})?$"
 
 
 class Field(Protocol):
@@ -106,7 +106,7 @@ class Money:
 
     def read(self, value: Any) -> int:
         """Nano-USD."""
-        told = re.fullmatch(_MONEY, value) if isinstance(value, str) else True
+        told = re.fullmatch(MONEY, value) if isinstance(value, str) else True
         nusd = to_nusd(value) if told else None
         if nusd is None or nusd > COST_MAX_USD * NANO:
             raise ValueError(f'must be US dollars from 0 to {COST_MAX_USD}, as a number or a string such as "0.012345"')
@@ -114,7 +114,7 @@ class Money:
 
     def schema(self) -> dict[str, Any]:
         """Either form."""
-        text = {"type": "string", "pattern": _MONEY, "examples": ["0.012345"]}
+        text = {"type": "string", "pattern": MONEY, "examples": ["0.012345"]}
         return {"anyOf": [text, {"type": "number", "minimum": 0, "maximum": COST_MAX_USD}], "description": self.about}
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, select, tuple_
 
+from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.query import Where, within
 from spendmeter.records import iso, usd_text
+from spendmeter.token_events.cleaning import names
 from spendmeter.token_events.model import FIELDS, tokens_total
 
 Place = tuple[int, str]  # time of an event in ms, its id
@@ -33,19 +35,20 @@ class Asked:
     ref_id: str | None = None
     model: str | None = None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """In SQL."""
+    def conditions(self, settings: Settings) -> list[ColumnElement[bool]]:
+        """In SQL, where names are as *settings* have made them."""
         c = t.token_events.c
+        told = {name: getattr(self, name) for name in _OF_ROW}
         return [
             *within(c.occurred_ms, Where(self.since_ms, self.until_ms)),
-            *(c[name] == getattr(self, name) for name in _OF_ROW if getattr(self, name) is not None),
+            *(names(c[name], name, text, settings) for name, text in told.items() if text is not None),
         ]
 
 
 def page(ledger: Ledger, asked: Asked, limit: int, after: Place | None = None) -> tuple[list[dict[str, Any]], Place | None]:
     """(events as JSON beyond *after*, the latest first; the place of the last, None where no more follow)."""
     c = t.token_events.c
-    query = select(t.token_events).where(*asked.conditions()).order_by(c.occurred_ms.desc(), c.id.desc()).limit(limit + 1)
+    query = select(t.token_events).where(*asked.conditions(ledger.settings)).order_by(c.occurred_ms.desc(), c.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(tuple_(c.occurred_ms, c.id) < after)
     with ledger.read() as conn:

@@ -8,10 +8,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal, select, union_all
 
-from spendmeter.ledger import Ledger
+from spendmeter.config import Settings
+from spendmeter.ledger import Ledger, tagging
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import NOTHING, SUMS, Amounts
 from spendmeter.records import usd_text
+from spendmeter.token_events.cleaning import names
 from spendmeter.token_events.model import tokens_total
 
 SCOPES = ("task", "workstream", "repo", "commit", "release", "session")
@@ -44,12 +46,14 @@ def summary(ledger: Ledger, scope: str, scope_id: str) -> Summary:
     An event is a run of its own, so what is in both lists is counted once.
     """
     r, e = t.runs.c, t.entries.c
-    mine = _runs_of(scope, scope_id)
-    used = select(e.model, r.agent, *[func.sum(e[name]) for name in SUMS]).group_by(e.model, r.agent)
-    used = used.join_from(t.runs, t.entries, (r.session_id == e.session_id) & (r.run_key == e.run_key)).where(mine)
+    mine = _runs_of(ledger.settings, scope, scope_id)
+    agent = tagging.of_entry("agent")
+    used = select(e.model, agent, *[func.sum(e[name]) for name in SUMS]).group_by(e.model, agent)
+    used = used.join_from(t.runs, t.entries, (r.session_id == e.session_id) & (r.run_key == e.run_key))
     with ledger.read() as conn:
         events = conn.execute(select(func.count()).select_from(t.runs).where(mine)).scalar_one()
-        rows = conn.execute(used).all()
+        of_task = scope == "task" and tagging.shared(conn)
+        rows = conn.execute(used.where(names(tagging.of_entry("task"), "task", scope_id, ledger.settings) if of_task else mine)).all()
     total: Amounts = NOTHING
     by_model: dict[str, Amounts] = {}
     by_agent: dict[str, Amounts] = {}
@@ -61,10 +65,10 @@ def summary(ledger: Ledger, scope: str, scope_id: str) -> Summary:
     return Summary(scope, scope_id, total, events, _ranked(by_model), _ranked(by_agent))
 
 
-def _runs_of(scope: str, scope_id: str) -> ColumnElement[bool]:
+def _runs_of(settings: Settings, scope: str, scope_id: str) -> ColumnElement[bool]:
     """Which runs; a session also by its other names, and by the events that refer to it."""
     if scope != "session":
-        return t.runs.c[scope] == scope_id
+        return names(t.runs.c[scope], scope, scope_id, settings)
     other = select(t.aliases.c.session).where(t.aliases.c.alias == scope_id)
     events = t.token_events.c
     posted = select(events.id).where(events.ref_type == "session", events.ref_id == scope_id)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Connection, insert, select
 
+from spendmeter.config import Settings
 from spendmeter.errors import SpendmeterError
 from spendmeter.ledger import Batch, Ledger, Process, now_ms
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import reconnecting
 from spendmeter.records import NANO, Call, Claim, Tags
+from spendmeter.token_events.cleaning import kept, names
 from spendmeter.token_events.fields import COST_MAX_USD
 from spendmeter.token_events.model import FieldError, TokenEvent, TokenEventError
 
@@ -64,7 +66,7 @@ def _record(ledger: Ledger, conn: Connection, prices: Prices, named: Sequence[tu
     for i, (name, event) in enumerate(named):
         row = by_id.get(name) or by_key.get(event.idempotency_key)
         if row is None:
-            row = _row(name, event, _workstream(conn, event, workstreams), now)
+            row = _row(name, kept(event, ledger.settings), _workstream(conn, event, workstreams, ledger.settings), now, event.digest)
             fresh.append((event, row))
             if event.idempotency_key:
                 by_key[event.idempotency_key] = row
@@ -104,22 +106,24 @@ def _rows(conn: Connection, column: Column[Any], values: Sequence[str]) -> Itera
             yield dict(r._mapping)
 
 
-def _workstream(conn: Connection, event: TokenEvent, last: dict[str, str | None]) -> str | None:
+def _workstream(conn: Connection, event: TokenEvent, last: dict[str, str | None], settings: Settings) -> str | None:
     """The event's own, else what its task's latest run (events are runs too) names; *last* keeps what is found by task."""
     if event.workstream or event.task == "unknown":
-        last[event.task] = event.workstream
-        return event.workstream
+        last[event.task] = kept(event, settings).workstream
+        return last[event.task]
     if event.task not in last:
         r = t.runs.c
-        named = select(r.workstream).where(r.task == event.task, r.workstream.is_not(None)).order_by(r.ended_ms.desc()).limit(1)
+        mine = names(r.task, "task", event.task, settings)
+        named = select(r.workstream).where(mine, r.workstream.is_not(None)).order_by(r.ended_ms.desc()).limit(1)
         last[event.task] = conn.execute(named).scalar_one_or_none()
     return last[event.task]
 
 
-def _row(name: str, event: TokenEvent, workstream: str | None, now: int) -> Row:
+def _row(name: str, event: TokenEvent, workstream: str | None, now: int, digest: str) -> Row:
+    """*event* as it is kept; *digest* is of what was posted, so that it is known again whatever is made of names by then."""
     told = {field: getattr(event, field) for field in event.__slots__}
     at = now if event.occurred_ms is None else event.occurred_ms
-    return told | {"id": name, "workstream": workstream, "occurred_ms": at, "created_ms": now, "digest": event.digest}
+    return told | {"id": name, "workstream": workstream, "occurred_ms": at, "created_ms": now, "digest": digest}
 
 
 def _batch(fresh: Sequence[tuple[TokenEvent, Row]], now: int) -> Batch:

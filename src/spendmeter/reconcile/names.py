@@ -1,0 +1,54 @@
+"""Which cell usage belongs to: calls, readings and increments of one session under one name of a model.
+
+A cell is named by the model that was asked for. Sources differ in what they tell: readings the name that was asked for, transcripts
+that and the one that answered, printed and exported calls often the one that answered alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from spendmeter.reconcile.facts import CallFact, SessionFacts
+
+POOL, UNKNOWN = "~pool", "unknown"
+
+
+def plain(model: str) -> str:
+    """The model's name without Claude's mark for long context."""
+    return model.removesuffix("[1m]")
+
+
+class Names:
+    """The cells of one session. Names that cannot be told apart are pooled in one cell, for else usage would be counted twice."""
+
+    def __init__(self, facts: SessionFacts) -> None:
+        calls = facts.calls.values()
+        self.told = {plain(m) for m in [v.model for v in facts.levels.values()] + [p.model for p in facts.parts.values()] if m}
+        asked = {plain(c.asked) for c in calls if c.asked}
+        answered = {plain(c.answered) for c in calls if c.answered}
+        self._asked_for: dict[str, set[str]] = defaultdict(set)  # the name that answered -> those asked for, where a call tells both
+        for c in calls:
+            if c.asked and c.answered:
+                self._asked_for[plain(c.answered)].add(plain(c.asked))
+        self._loose = self.told - asked - answered
+        halves = [self._options(name) for name in {plain(c.answered) for c in calls if c.answered and not c.asked}]
+        self._pooled = {name for names in halves if len(names) > 1 for name in names}
+        if any(self.of(c) == POOL for c in calls):
+            self._pooled |= self._loose
+
+    def _options(self, answered: str) -> set[str]:
+        """What may have been asked for where *answered* answered; empty where nothing tells."""
+        return self._asked_for.get(answered, set()) | ({answered} & self.told)
+
+    def of(self, call: CallFact) -> str:
+        """The cell of a call: the asked-for model; an answered name that no reading has may be any reading's."""
+        if call.asked:
+            return self.named(call.asked)
+        name = plain(call.answered) if call.answered else UNKNOWN
+        if options := self._options(name):
+            return self.named(min(options))
+        return POOL if self._loose else name
+
+    def named(self, model: str) -> str:
+        """The cell of a reading's model name."""
+        return POOL if plain(model) in self._pooled else plain(model)
