@@ -75,6 +75,7 @@ def test_no_canary_leaves_the_sources(tmp_path: Path, case: str) -> None:
             ("summary", "--task", "t"),
             ("export", "--once"),
             ("doctor", "--json"),
+            ("doctor", "--sources", "--since", "2026-01-01", "--json"),
             ("ledger", "verify"),
             ("parse", str(broken)),
             ("ingest", str(tmp_path / "missing")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,18 +20,36 @@ from sqlalchemy import Connection, create_engine, event, select, text
 
 from spendmeter.config import Settings
 from spendmeter.demo import SAMPLE
+from spendmeter.errors import LedgerError
 from spendmeter.ingest import ingest_paths
-from spendmeter.ledger import Ledger
+from spendmeter.ledger import Batch, Committed, Ledger
 from spendmeter.ledger import schema as t
+from spendmeter.ledger.costing import Prices
 from spendmeter.ledger.engine import ConnectionLostError
 from spendmeter.ledger.exposition import exposition
 from spendmeter.ledger.query import report, runs
 from spendmeter.ledger.verify import verify
 from spendmeter.projections.prometheus import render
-from spendmeter.records import Tags, Usage, iso, usd_text
-from spendmeter.token_events import SCOPES, Asked, ConflictError, TokenEventError, find, page, read, read_all, record, summary
+from spendmeter.records import Call, Tags, Usage, iso, usd_text
+from spendmeter.token_events import (
+    SCOPES,
+    Asked,
+    ConflictError,
+    Queue,
+    Recorded,
+    TokenEventError,
+    find,
+    page,
+    read,
+    read_all,
+    record,
+    summary,
+    writing,
+)
 from spendmeter.token_events.fields import COUNT_MAX
 from spendmeter.token_events.model import BATCH_MAX, FIELDS, schema
+from spendmeter.token_events.queue import _Waiting
+from spendmeter.token_events.writing import record_each
 
 MODEL = "claude-sonnet-4-5"
 AT = "2026-11-01T12:00:00Z"
@@ -255,6 +274,119 @@ def test_many_at_once_under_one_key_are_one(both: Ledger) -> None:
     assert len({x.rows[0]["id"] for x in found}) == 1
     assert report(both, []).total.tokens_in == 1000
     assert verify(both) == []
+
+
+def test_each_of_several_that_wait_gets_its_own_answer(both: Ledger) -> None:
+    """In one transaction: what is refused is refused to its sender alone, brings nothing, and leaves nothing for those behind it."""
+    dear = {"tokens_out": COUNT_MAX, "model": MODEL, "task": "T-9"}
+    asked = [
+        [FULL],
+        [dear],
+        [{"task": "T-2", "idempotency_key": "k-2", "tokens_in": 7}, FULL | {"tokens_in": 1}],
+        [FULL],
+        [{"tokens_in": 5}],
+    ]
+    asked.append([{"task": "T-2", "idempotency_key": "k-2", "tokens_in": 8}])
+    first, second, third, fourth, fifth, sixth = record_each(both, [read_all(told) for told in asked])
+    assert isinstance(second, TokenEventError)
+    assert isinstance(third, ConflictError)
+    assert isinstance(first, Recorded)
+    assert fourth == Recorded(first.rows, new=False)
+    assert [x.new for x in (first, fifth, sixth) if isinstance(x, Recorded)] == [True] * 3
+    assert report(both, []).total.tokens_in == 1000 + 5 + 8
+    assert len(whole(both)["sessions"]) == 3
+    assert verify(both) == []
+
+
+def test_what_comes_together_is_as_what_comes_one_after_the_other(both: Ledger) -> None:
+    """A workstream comes from the latest that names one, also where that waits in front of it, and not from what was recorded last."""
+    told = [
+        {"task": "T-1", "workstream": "new", "occurred_at": AT},
+        {"task": "T-1", "workstream": "old", "occurred_at": "2026-10-01T00:00:00Z"},
+    ]
+    done = record_each(both, [read_all([one | {"tokens_in": 1}]) for one in [*told, {"task": "T-1"}, {"task": "T-2"}]])
+    assert [x.rows[0]["workstream"] for x in done if isinstance(x, Recorded)] == ["new", "old", "new", None]
+
+
+def test_a_transaction_that_fails_is_tried_again_for_each(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the database refuses, or a defect, is the trouble of one sender; the others' events are recorded."""
+    commit = ledger.commit_in
+
+    def broken(conn: Connection, batch: Batch, prices: Prices) -> Committed:
+        if any(isinstance(c, Call) and c.usage.tokens_in == 13 for c in batch.observations):
+            raise ZeroDivisionError
+        return commit(conn, batch, prices)
+
+    monkeypatch.setattr(ledger, "commit_in", broken)
+    done = record_each(ledger, [read_all([{"tokens_in": n}]) for n in (12, 13, 14)])
+    assert [type(x) for x in done] == [Recorded, ZeroDivisionError, Recorded]
+    assert report(ledger, []).total.tokens_in == 26
+    assert verify(ledger) == []
+
+
+def test_a_queue_records_what_waits_by_one_commit(both: Ledger) -> None:
+    """While the first is written the others gather; each gets its own row, and all of them are one transaction then."""
+    queue, commits, found = Queue(lambda: both), [], []
+    event.listen(both._engine, "commit", lambda _conn: commits.append(len(found)))
+    with both.write():  # the first waits for this
+        threads = [threading.Thread(target=lambda n=n: found.append((n, queue.record([read({"tokens_in": n})])))) for n in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while len(queue._waiting) < 7 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert [n for n, x in found if x.rows[0]["tokens_in"] == n and x.new] == [n for n, _ in found]
+    assert len(found) == 8
+    assert len(commits) <= 4  # ours, the first, the rest, and a reader's
+    assert report(both, []).total.tokens_in == 36
+
+
+def test_a_queue_tells_every_waiting_thread_that_there_is_no_ledger(ledger: Ledger) -> None:
+    """None is left waiting, and the next is heard again."""
+    here = [False, False, True]
+
+    def found() -> Ledger:
+        if not here.pop(0):
+            raise LedgerError("gone")
+        return ledger
+
+    queue = Queue(found)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="gone"):
+            queue.record([read({"tokens_in": 1})])
+    assert queue.record([read({"tokens_in": 1})]).new
+
+
+def test_a_batch_is_as_much_as_one_commit_takes(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody waits for a transaction of any length: whole requests, up to the size of the largest."""
+    sizes: list[list[int]] = []
+    each = writing.record_each
+    monkeypatch.setattr(
+        "spendmeter.token_events.queue.record_each", lambda x, asked: sizes.append([len(a) for a in asked]) or each(x, asked)
+    )
+    queue = Queue(lambda: ledger)
+    queue._waiting.extend(_Waiting([read({"tokens_in": 1})] * n) for n in (400, 500, 200, 1))
+    while queue._waiting:
+        queue._write(queue._group())
+    assert sizes == [[400, 500], [200, 1]]
+
+
+def test_what_is_asked_before_an_event_is_recorded_goes_by_an_index(ledger: Ledger) -> None:
+    """No statement of a POST reads a table, or an index, from its beginning to its end."""
+    post(ledger, FULL)
+    told: list[tuple[str, Any]] = []
+    event.listen(ledger._engine, "before_cursor_execute", lambda _c, _k, statement, values, *_: told.append((statement, values)))
+    post(ledger, FULL | {"idempotency_key": "k-2"})
+    asked = [x for x in told if x[0].startswith(("SELECT", "UPDATE"))]
+    ways = set()
+    with ledger.read() as conn:
+        for statement, values in asked:
+            one = values[0] if isinstance(values, list) else values
+            ways |= {row[-1] for row in conn.exec_driver_sql(f"explain query plan {statement}", one)}
+    assert len(asked) > 10
+    assert {w for w in ways if w.startswith("SCAN")} <= {"SCAN rulesets"}  # of which there are as many as settings have ever differed
 
 
 def test_a_connection_lost_after_the_commit_doubles_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

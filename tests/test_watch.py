@@ -27,19 +27,21 @@ from spendmeter.ledger.verify import verify
 from spendmeter.parsers import Stream, growing
 from spendmeter.parsers.growing import Growing, Tails
 from spendmeter.parsers.reading import GROWING_S, read_source
+from spendmeter.parsers.scan import Scanner
 from tests.runs import ROOT, Chain, chains
 from tests.test_ledger import dump, sums
 
 WITH_SUBAGENTS = [c for c in chains() if any("subagents" in p.parts for p in c.transcripts())]
 SMALL = ["claude/json-single", "codex/json-single", "gemini/json-subagent", "qwen/json-single", "copilot/json-single-anthropic"]
+WIDE = '{"type":"progress","text":"Größe 数字 🧾"}\n'.encode()  # to be torn within a character
 SLOW_S = 40.0
 
 
 def lay(home: Path, chain: Chain) -> dict[Path, bytes]:
-    """What the chain's last run left, by where it is to be written under *home*."""
+    """What the chain's last run left, by where it is to be written under *home*; a line of other alphabets among the rest."""
     source = chain.folders[-1] / "home"
     found = {home / p.relative_to(source): p.read_bytes() for p in sorted(source.rglob("*")) if p.is_file()}
-    return {path: data for path, data in found.items() if path.suffix == ".jsonl"}
+    return {path: data.replace(b"\n", b"\n" + WIDE, 1) for path, data in found.items() if path.suffix == ".jsonl"}
 
 
 def named(name: str) -> Chain:
@@ -120,6 +122,19 @@ def test_a_file_read_on_byte_by_byte_tells_at_each_line_what_it_tells_whole(name
             assert told == before if torn else told == repr(read_source(path, chain.cli).observations)
             before = told
     assert file.at == len(data)
+
+
+def test_what_a_half_written_object_holds_is_no_row() -> None:
+    """It may be the part of a row that says something else; whole rows of an array, and after a torn row, are rows all the same."""
+
+    def rows(text: str) -> list[dict[str, object]]:
+        scanner = Scanner((b"k",))
+        return [row for _, row in [*scanner.feed(text.encode()), *scanner.finish()]]
+
+    assert rows('{"k":"outer","data":{"k":"inner"}') == []
+    assert rows('{"k":"outer","data": [ {"k":"a"}, {"k":"b"}, {"k') == []
+    assert rows('[{"k":"a"},{"k":"b"},{"k') == [{"k": "a"}, {"k": "b"}]
+    assert rows('{"k":"to{"k":"whole"}') == [{"k": "whole"}]
 
 
 # -- reading on --------------------------------------------------------------------------------------------------------
@@ -247,6 +262,19 @@ def test_what_goes_wrong_is_said_once_and_the_watch_goes_on(capsys: pytest.Captu
     watching.round()
     watching.round()
     assert capsys.readouterr().err == "spendmeter: [Errno 28] No space left on device; goes on\nspendmeter: locked; goes on\n"
+
+
+def test_links_that_lead_nowhere_cost_no_other_file(tmp_path: Path, ledger: Ledger) -> None:
+    """One that leads to itself is named; one whose target is gone is passed over."""
+    files = lay(tmp_path, named("claude/json-single"))
+    for path, data in files.items():
+        write(path, data)
+    folder = next(iter(files)).parent
+    (folder / "loop.jsonl").symlink_to("loop.jsonl")
+    (folder / "lost.jsonl").symlink_to("nowhere")
+    with pytest.raises(ParseError, match=r"loop\.jsonl: cannot be read \(Too many levels"):
+        look(ledger, Tails(), tmp_path)
+    assert sums(ledger)["tokens_in"] == 1007
 
 
 # -- the real process --------------------------------------------------------------------------------------------------

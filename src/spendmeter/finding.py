@@ -73,12 +73,18 @@ class Found:
         self.jobs: list[Job] = []
         self.unchanged = 0
         for cli, path in _session_files(home, clis):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 full, stat = _real(path)
-                if known.get(str(full)) == (mark(full, stat), digest_of(cli)):
-                    self.unchanged += 1
-                else:
-                    self.jobs.append(Job(cli, full, stat.st_size))
+                is_known = known.get(str(full)) == (mark(full, stat), digest_of(cli))
+            except FileNotFoundError:
+                continue
+            except OSError:
+                self.jobs.append(Job(cli, path, 0))  # reading it will say why
+                continue
+            if is_known:
+                self.unchanged += 1
+            else:
+                self.jobs.append(Job(cli, full, stat.st_size))
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Iterator[tuple[Job, Source | OSError]]]:
@@ -114,7 +120,7 @@ def _real(path: Path) -> tuple[Path, os.stat_result]:
     full = Path(_real_folder(str(path.parent)), path.name)
     stat = full.lstat()
     if S_ISLNK(stat.st_mode):
-        full = full.resolve()
+        full = Path(os.path.realpath(full))
         stat = full.stat()
     return full, stat
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from spendmeter.cli.app import CLI, App, as_json, bar, pass_app, say
+from spendmeter.cli.app import CLI, App, as_json, bar, pass_app
 from spendmeter.cli.ingest import show
 from spendmeter.errors import ParseError
 
@@ -34,17 +34,26 @@ def command(app: App, home: Path | None, clis: tuple[str, ...], watch: bool, as_
     """
     if watch and as_json:
         raise click.UsageError("--json prints one document and --watch never ends; leave one out")
+    problem = None
     try:
         show(_look(app, home, clis), as_json=as_json)
     except ParseError as e:
         if not watch:
             raise
-        say(f"{e}; goes on")
+        problem = e
     if watch:
-        from spendmeter.cli.watching import Watching
+        _watch(app, home, clis, problem)
 
-        rounds = _Rounds(app, home, clis)
-        Watching(home, clis, rounds.next, rounds.tails.forget).run()
+
+def _watch(app: App, home: Path | None, clis: Sequence[str], problem: ParseError | None) -> None:
+    """Goes on after the first round, whose *problem* is told like that of any other."""
+    from spendmeter.cli.watching import Watching
+
+    rounds = _Rounds(app, home, clis)
+    watching = Watching(home, clis, rounds.next, rounds.tails.forget)
+    if problem:
+        watching.tell(problem)
+    watching.run()
 
 
 def _look(app: App, home: Path | None, clis: Sequence[str], tails: Tails | None = None) -> Result:
@@ -59,7 +68,7 @@ def _look(app: App, home: Path | None, clis: Sequence[str], tails: Tails | None 
     with contextlib.ExitStack() as stack:
         sources = stack.enter_context(_read(found, tails)) if found else None  # who reads begins while the ledger is opened
         ledger = stack.enter_context(app.ledger(needs_recovery=True))
-        progress = stack.enter_context(bar("Reading sessions"))
+        progress = None if tails else stack.enter_context(bar("Reading sessions"))
         from spendmeter.ingest import take_in
 
         if found is None or sources is None:

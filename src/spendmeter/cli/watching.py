@@ -49,16 +49,20 @@ class Watching:
                     break
 
     def round(self) -> None:
-        """Looks once; what goes wrong is said once, until it has not gone wrong for a while."""
+        """Looks once, and tells what goes wrong."""
         try:
             self._look()
         except (SpendmeterError, OSError) as e:
             if not isinstance(e, ParseError):  # which leaves the other files committed
                 self._failed()
-            problem, now = " ".join(str(e).split()), time.monotonic()
-            if now - self._said.get(problem, -math.inf) > FORGOTTEN_S:
-                say(f"{problem}; goes on")
-            self._said[problem] = now
+            self.tell(e)
+
+    def tell(self, error: Exception) -> None:
+        """Says what went wrong once, until it has not gone wrong for a while."""
+        problem, now = " ".join(str(error).split()), time.monotonic()
+        if now - self._said.get(problem, -math.inf) > FORGOTTEN_S:
+            say(f"{problem}; goes on")
+        self._said[problem] = now
 
     def _places(self) -> list[Place]:
         """The session folders that are there now."""

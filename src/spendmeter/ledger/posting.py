@@ -166,7 +166,8 @@ def _moved(row: Any, by: int, now_ms: int, settings: Settings, exemplar: tuple[i
 def slots(conn: Connection, pairs: set[tuple[str, str]], now_ms: int, settings: Settings) -> set[tuple[str, str]]:
     """Gives each (agent, task) its place; returns those that go under the overflow label, for good."""
     k = t.tasks.c
-    known = {(r.agent, r.task): bool(r.overflow) for r in among(conn, select(t.tasks), k.task, {task for _, task in pairs})}
+    mine = select(t.tasks).where(k.agent.in_({agent for agent, _ in pairs}))
+    known = {(r.agent, r.task): bool(r.overflow) for r in among(conn, mine, k.task, {task for _, task in pairs})}
     if new := sorted(pairs - known.keys()):
         since = now_ms - int(settings.task_ttl_s * 1000)
         live = select(k.task).where(k.used_ms >= since, k.overflow.is_(False)).limit(settings.max_tasks)

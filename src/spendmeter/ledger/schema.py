@@ -174,7 +174,7 @@ shifts = Table("shifts", META, _key("session_id", Integer), _key("family"), _key
 
 tasks = Table(
     "tasks", META, _key("agent"), _key("task"), Column("overflow", Boolean, nullable=False), Column("used_ms", BIG, nullable=False),
-    Index("ix_tasks_used", "used_ms"),
+    Index("ix_tasks_overflow", "overflow", "used_ms"),
 )  # fmt: skip
 
 spool = Table(

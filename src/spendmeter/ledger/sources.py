@@ -152,6 +152,11 @@ class OfCli:
         for source, view in one.views.items():
             self.sums[source].add(view)
 
+    def share(self, source: str) -> float | None:
+        """Of all tokens, those that *source* saw; None where it saw none or cannot tell."""
+        s = self.sums[source]
+        return s.used.tokens / self.total.tokens if s.sessions > s.untold and self.total.tokens else None
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -238,7 +243,7 @@ class _Worst:
         for source, view in one.views.items():
             if view.gap:
                 self._count += 1
-                heap, item = self._heaps[one.cli, source, view.seen is None], (view.gap, -self._count, one)
+                heap, item = self._heaps[one.cli, source, view.seen is None], (view.gap, self._count, one)
                 heappush(heap, item) if len(heap) < self._top else heappushpop(heap, item)
 
     def found(self, sums: Mapping[str, OfCli]) -> tuple[Session, ...]:
@@ -246,6 +251,6 @@ class _Worst:
         kept: dict[tuple[bool, int, int], Session] = {}
         for (cli, source, unseen), heap in self._heaps.items():
             if not unseen or (source in _EVERY_SESSION and sums[cli].sums[source].sessions):
-                kept |= {(unseen, -gap, number): one for gap, number, one in heap}
+                kept |= {(unseen, -gap, -number): one for gap, number, one in heap}
         order = {id(kept[key]): kept[key] for key in sorted(kept)}
         return tuple(order.values())[: self._top]

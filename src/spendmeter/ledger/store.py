@@ -72,7 +72,8 @@ class Store:
                 self._aliases[row.cli, row.alias] = row.session
         wanted = {(cli, self._aliases[cli, session]): None for cli, session in sorted(unknown)}.keys() - self.ids.keys()
         s = t.sessions.c
-        for row in among(self.conn, select(s.id, s.cli, s.session, s.closed_ms), s.session, {name for _, name in wanted}):
+        heads = select(s.id, s.cli, s.session, s.closed_ms).where(s.cli.in_({cli for cli, _ in wanted}))  # the index begins with it
+        for row in among(self.conn, heads, s.session, {name for _, name in wanted}):
             if (row.cli, row.session) in wanted:
                 self.ids[row.cli, row.session] = row.id
                 if row.closed_ms is None:

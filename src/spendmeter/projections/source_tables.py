@@ -106,10 +106,9 @@ def _sums(found: Compared) -> Iterator[tuple[OfCli, str, Sum]]:
 
 def _sum_cells(of: OfCli, source: str, s: Sum, number: Callable[[int], str]) -> list[str | None]:
     """Cells of ``_HEADS``; None where nothing is known."""
-    share = s.used.tokens / of.total.tokens if s.sessions and of.total.tokens and s.sessions > s.untold else None
+    share = of.share(source)
     told = [None if x is None else number(x) for x in (s.calls, s.used.tokens if share is not None else None)]
-    where = s.view.share
-    shares = [None if x is None else percent(x) for x in (share, where)]
+    shares = [None if x is None else percent(x) for x in (share, s.view.share)]
     return [of.cli, str(of.sessions), NAMES[source], str(s.sessions), str(s.complete), *told, *shares]
 
 

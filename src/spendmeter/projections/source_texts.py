@@ -52,9 +52,8 @@ def cli_as_dict(of: OfCli, files: tuple[int, int] | None) -> dict[str, Any]:
     """One CLI for ``--json``; *files*: how many of its session files were read here, and how many of these are gone."""
     sources = {}
     for source, s in of.sums.items():
-        share = None if not s.sessions or not of.total.tokens else round(s.used.tokens / of.total.tokens, 4)
         told = {"sessions_seen": s.sessions, "sessions_complete": s.complete, "sessions_without_tokens": s.untold}
-        sources[source] = told | {"share": share, "share_where_seen": _rounded(s.view.share)} | _view(s.view)
+        sources[source] = told | {"share": _rounded(of.share(source)), "share_where_seen": _rounded(s.view.share)} | _view(s.view)
     read = None if files is None else {"read": files[0], "gone": files[1]}
     head = {"cli": of.cli, "sessions": of.sessions, "closed": of.closed, "files": read}
     return head | {"total": _amounts(of.calls, of.total), "sources": sources}

@@ -28,7 +28,7 @@ from spendmeter.server.workers import Workers
 if TYPE_CHECKING:
     from spendmeter.server.mcp_server.endpoint import Door
 
-THREADS = 5  # for pages and API calls; with those for scrapes, tokens, batches and the workers' no more than the ledger has connections
+THREADS = 4  # for pages and API calls; with scrapes, tokens, batches, the one that writes events and workers no more than connections
 STATIC = Path(__file__).parent / "static"
 
 
@@ -61,8 +61,9 @@ def create_app(
     app.add_route("/metrics", Scrapes(book).__call__, include_in_schema=False)
     _add_health(app, book, workers)
     app.include_router(api.router(book))
-    app.include_router(events_api.router(book), prefix="/api/v1")
-    app.include_router(events_api.router(book), include_in_schema=False)  # for clients that have these paths already
+    events = events_api.router(book)
+    app.include_router(events, prefix="/api/v1")
+    app.include_router(events, include_in_schema=False)  # for clients that have these paths already
     app.include_router(remote_api.router(book))
     app.include_router(admission_api.router(book))
     app.router.routes += otlp_in.routes(book)

@@ -12,13 +12,14 @@ from spendmeter.config import Settings
 from spendmeter.errors import LedgerError
 from spendmeter.ledger import Ledger
 from spendmeter.ledger.engine import safe
+from spendmeter.token_events import Queue
 
 BUSY_MS = 2000  # how long a request waits for a lock: a scrape has 10 s in all
 _Identity = tuple[int, int]  # device and inode
 
 
 class Book:
-    """Hands out the ledger at ``settings.ledger``.
+    """Hands out the ledger at ``settings.ledger``; ``events`` records into it what is posted.
 
     Raises:
         LedgerError: it cannot be opened.
@@ -30,6 +31,7 @@ class Book:
         self._file = _file(settings.ledger)
         self._ledger = Ledger(settings, busy_ms=BUSY_MS)
         self._identity = self._look()
+        self.events = Queue(self.ledger)
 
     def ledger(self) -> Ledger:
         """The open ledger, a new one if another file stands in its place.

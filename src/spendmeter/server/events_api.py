@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
+import anyio
+import anyio.to_thread
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -23,6 +25,7 @@ from spendmeter.token_events.fields import Text
 from spendmeter.token_events.model import BATCH_MAX, schema
 from spendmeter.token_events.reading import as_json
 
+WAITING = 64  # requests whose events may be recorded by one commit; each waits in a thread, only the one that writes has a connection
 _NAME = Text("exactly as it was posted")
 Label = Annotated[str, AfterValidator(_NAME.read), WithJsonSchema(_NAME.schema())]
 _EVENT = schema()
@@ -98,7 +101,7 @@ async def _json(request: Request) -> object:
 def _post(book: Book, told: object, key: str | None, path: str) -> Response:
     try:
         events = _events(told, key)
-        done = token_events.record(book.ledger(), events)
+        done = book.events.record(events)
     except token_events.TokenEventError as e:
         errors = [problems.FieldError(field=x.field, message=x.message) for x in e.errors]
         return problems.answer(path, 422, str(e), errors)
@@ -121,6 +124,7 @@ def _events(told: object, key: str | None) -> list[token_events.TokenEvent]:
 def router(book: Book) -> APIRouter:
     """The routes over *book*."""
     routes = APIRouter(prefix="/token-events", tags=["token events"])
+    waiting: anyio.CapacityLimiter | None = None  # of the event loop that asks first
     known: dict[int | str, dict[str, Any]] = {200: {"description": "All of them were known", "model": TokenEventRow | list[TokenEventRow]}}
 
     @routes.post(
@@ -130,11 +134,13 @@ def router(book: Book) -> APIRouter:
         responses=known | responses(400, 409, 415, 422, 503),
         openapi_extra=_BODY,
     )
-    def post(
+    async def post(
         told: Annotated[object, Depends(_json)], request: Request, idempotency_key: Annotated[str | None, Header()] = None
     ) -> Response:
         """Records usage. Answers with the row, or the rows in the order of the list; 200 where all of them had been recorded before."""
-        return _post(book, told, idempotency_key, request.url.path)
+        nonlocal waiting
+        waiting = waiting or anyio.CapacityLimiter(WAITING)
+        return await anyio.to_thread.run_sync(_post, book, told, idempotency_key, request.url.path, limiter=waiting)
 
     @routes.get("", response_model=TokenEvents, responses=responses(422, 503))
     def listed(q: Annotated[EventFilters, Query()]) -> Response:

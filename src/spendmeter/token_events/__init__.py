@@ -5,11 +5,12 @@ An event becomes a run of the CLI "api" with one call: reports, budgets, metrics
 """
 
 from spendmeter.token_events.model import FieldError, TokenEvent, TokenEventError, read, read_all
+from spendmeter.token_events.queue import Queue
 from spendmeter.token_events.reading import Asked, find, page
 from spendmeter.token_events.summary import SCOPES, Summary, summary
 from spendmeter.token_events.writing import ConflictError, Recorded, record
 
 __all__ = [
-    "SCOPES", "Asked", "ConflictError", "FieldError", "Recorded", "Summary", "TokenEvent", "TokenEventError", "find", "page", "read",
-    "read_all", "record", "summary",
+    "SCOPES", "Asked", "ConflictError", "FieldError", "Queue", "Recorded", "Summary", "TokenEvent", "TokenEventError", "find", "page",
+    "read", "read_all", "record", "summary",
 ]  # fmt: skip

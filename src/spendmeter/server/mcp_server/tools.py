@@ -67,7 +67,7 @@ def record_event(source: Source, told: dict[str, Any]) -> Answer:
     """Records usage as an event; agent and task are the caller's where *told* names none."""
     who = {"agent": source.caller.subject.agent, "task": source.caller.subject.task}
     event = token_events.read(who | {name: value for name, value in told.items() if value is not None})
-    done = token_events.record(source.book().ledger(), [event])
+    done = source.book().events.record([event])
     row = as_json(done.rows[0])
     first = "recorded" if done.new else "was recorded before, nothing was added"
     tokens = "no tokens in or out" if row["tokens_total"] is None else verdict.counted(row["tokens_total"], "token")

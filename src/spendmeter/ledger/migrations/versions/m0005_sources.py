@@ -8,8 +8,10 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Adds tables and columns."""
+    """Adds tables, columns and an index."""
     _attribution()
+    op.drop_index("ix_tasks_used", "tasks")
+    op.create_index("ix_tasks_overflow", "tasks", ["overflow", "used_ms"])
 
 
 def _attribution() -> None:
