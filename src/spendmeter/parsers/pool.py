@@ -24,7 +24,7 @@ from spendmeter.parsers.reading import Source, read_source
 from spendmeter.records import Alias, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip
 
 AT_ONCE = 4 << 20  # bytes of files that a reader is given at a time
-WAITING = 64  # frames that wait for us; a reader that is ahead of us by more has to wait too
+WAITING = 512  # frames that wait for us; a reader that is ahead of us by more has to wait too
 _LENGTH = 4
 
 
