@@ -76,7 +76,10 @@ NOTHING = Usage()
 
 def total(items: Iterable[Usage]) -> Usage:
     """Sum of *items*; all-unknown when there are none."""
-    columns = zip(*items, strict=True)  # adding up columns is some five times as quick as adding up rows
+    rows = list(items)
+    if len(rows) == 1:
+        return rows[0]
+    columns = zip(*rows, strict=True)  # adding up columns is some five times as quick as adding up rows
     return Usage(*[sum(known) if (known := [x for x in column if x is not None]) else None for column in columns])
 
 

@@ -47,6 +47,7 @@ class PriceTable:
         self._now_ms = now_ms
         self._find = lru_cache(_CACHED)(_find)
         self._hourly = lru_cache(_CACHED)(lambda model: (found := self._find(model)) is not None and found.hourly)
+        self._daily: dict[tuple[str, int], Rates | None] = {}  # of models whose price is the same all day, without traits
         self._resolved = lru_cache(_CACHED)(self._resolve)
 
     @classmethod
@@ -101,10 +102,15 @@ class PriceTable:
             None for an unknown model; rates without any figure for a known one whose traits have no known price.
         """
         moment = min(max(0, self._now_ms() if at_ms is None else at_ms), _LAST_MS)
-        found = self._find(model)
-        if found is None or not self._hourly(model):
-            moment -= moment % _DAY_MS
-        return self._resolved(model, moment, _telling(traits) if traits else ())
+        day = model, moment - moment % _DAY_MS
+        if not traits and day in self._daily:
+            return self._daily[day]
+        if self._hourly(model):
+            return self._resolved(model, moment, _telling(traits) if traits else ())
+        rates = self._resolved(*day, _telling(traits) if traits else ())
+        if not traits and len(self._daily) < _CACHED:
+            self._daily[day] = rates
+        return rates
 
     def models(self) -> Iterator[str]:
         """Names for a listing: the override file's patterns in its order, then every "provider/model" of the library.

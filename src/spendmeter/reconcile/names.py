@@ -22,19 +22,19 @@ class Names:
     """The cells of one session. Names that cannot be told apart are pooled in one cell, for else usage would be counted twice."""
 
     def __init__(self, facts: SessionFacts) -> None:
-        calls = facts.calls.values()
+        pairs = {(c.asked, c.answered) for c in facts.calls.values()}
         self.told = {plain(m) for m in [v.model for v in facts.levels.values()] + [p.model for p in facts.parts.values()] if m}
-        asked = {plain(c.asked) for c in calls if c.asked}
-        answered = {plain(c.answered) for c in calls if c.answered}
+        asked, answered = ({plain(name) for name in names if name} for names in ({a for a, _ in pairs}, {b for _, b in pairs}))
         self._asked_for: dict[str, set[str]] = defaultdict(set)  # the name that answered -> those asked for, where a call tells both
-        for c in calls:
-            if c.asked and c.answered:
-                self._asked_for[plain(c.answered)].add(plain(c.asked))
+        for ask, answer in pairs:
+            if ask and answer:
+                self._asked_for[plain(answer)].add(plain(ask))
         self._loose = self.told - asked - answered
-        halves = [self._options(name) for name in {plain(c.answered) for c in calls if c.answered and not c.asked}]
+        halves = [self._options(name) for name in {plain(answer) for ask, answer in pairs if answer and not ask}]
         self._pooled = {name for names in halves if len(names) > 1 for name in names}
-        if any(self.of(c) == POOL for c in calls):
+        if any(self._of(*pair) == POOL for pair in pairs):
             self._pooled |= self._loose
+        self._cells = {pair: self._of(*pair) for pair in pairs}
 
     def _options(self, answered: str) -> set[str]:
         """What may have been asked for where *answered* answered; empty where nothing tells."""
@@ -42,9 +42,13 @@ class Names:
 
     def of(self, call: CallFact) -> str:
         """The cell of a call: the asked-for model; an answered name that no reading has may be any reading's."""
-        if call.asked:
-            return self.named(call.asked)
-        name = plain(call.answered) if call.answered else UNKNOWN
+        found = self._cells.get((call.asked, call.answered))
+        return self._of(call.asked, call.answered) if found is None else found
+
+    def _of(self, asked: str | None, answered: str | None) -> str:
+        if asked:
+            return self.named(asked)
+        name = plain(answered) if answered else UNKNOWN
         if options := self._options(name):
             return self.named(min(options))
         return POOL if self._loose else name
