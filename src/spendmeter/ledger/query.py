@@ -6,7 +6,7 @@ Entries are kept by the minute, so a window's edges hold to the minute; windows 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from spendmeter.errors import LedgerError
 from spendmeter.ledger import Ledger, rollup, tagging
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.amounts import NOTHING, SUMS, Amounts, Where
+from spendmeter.ledger.lines import RunLine, TaskTotals
 from spendmeter.ledger.periods import by_the_hour, day_text, month_text, name_of, shifted, when_ms
 
 __all__ = [
@@ -255,34 +256,6 @@ def within(at_ms: Any, where: Where) -> list[ColumnElement[bool]]:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RunLine:
-    """One run with all that it used."""
-
-    run_key: str
-    cli: str
-    session: str
-    agent: str
-    task: str
-    outcome: str
-    implied: bool
-    attrs: Mapping[str, str]
-    models: tuple[str, ...]
-    started_ms: int | None
-    ended_ms: int | None
-    duration_ms: int | None
-    exit_code: int | None
-    repo: str | None
-    branch: str | None
-    notes: tuple[str, ...]
-    amounts: Amounts
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name != "amounts"}
-        return plain | {"attrs": dict(self.attrs), "models": list(self.models), "notes": list(self.notes)} | self.amounts.as_dict()
-
-
 def runs(ledger: Ledger, where: Where | None = None, limit: int | None = None) -> list[RunLine]:
     """Runs that *where* takes in (by the end of the run), the latest first, each with all of its usage."""
     where = where or Where()
@@ -353,26 +326,6 @@ def _known_as(conn: Connection, key: str) -> Sequence[Any]:
         if heads := conn.execute(query).all():
             return heads[:1] if query is by_session else heads
     return []
-
-
-@dataclass(frozen=True, slots=True)
-class TaskTotals:
-    """A task: agents dearest first, outcomes with their numbers of runs, work time summed over runs and the span they lie in."""
-
-    task: str
-    agents: tuple[tuple[str, Amounts], ...]
-    total: Amounts
-    outcomes: Mapping[str, int]
-    work_ms: int | None
-    first_ms: int | None
-    last_ms: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "task": self.task, "agents": [{"agent": a} | x.as_dict() for a, x in self.agents], "total": self.total.as_dict(),
-            "outcomes": dict(self.outcomes), "work_ms": self.work_ms, "first_ms": self.first_ms, "last_ms": self.last_ms,
-        }  # fmt: skip
 
 
 def task_totals(ledger: Ledger, task: str) -> TaskTotals:
