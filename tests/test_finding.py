@@ -186,3 +186,11 @@ def _schema(url: str) -> dict[str, object]:
         out["version"] = conn.execute(text("select version_num from alembic_version")).scalar_one()
     engine.dispose()
     return out
+
+
+def test_thousands_of_small_files_do_not_fill_the_pipes(home: Path) -> None:
+    """A reader that has more answers than its pipe holds is listened to before it is asked for more."""
+    job = min(jobs_of(home), key=lambda j: j.size)._replace(size=0)  # so that all of them are one reader's
+    pool = Pool([job] * 1000, 1)
+    assert sum(isinstance(source, Source) for _, source in pool.sources()) == 1000
+    pool.close()

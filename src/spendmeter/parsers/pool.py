@@ -24,6 +24,7 @@ from spendmeter.parsers.reading import Source, read_source
 from spendmeter.records import Alias, Base, Call, Context, Finish, Level, Moment, Observation, Part, Skip
 
 AT_ONCE = 4 << 20  # bytes of files that a reader is given at a time
+AHEAD = 4  # questions that wait for a reader: more, and both sides could wait for each other, their pipes full
 WAITING = 512  # frames that wait for us; a reader that is ahead of us by more has to wait too
 _LENGTH = 4
 
@@ -141,9 +142,8 @@ class Pool:
     def _start(self) -> subprocess.Popen[bytes] | None:
         with self._lock, contextlib.suppress(OSError):
             if not self._closed:
-                self._processes.append(
-                    subprocess.Popen([sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-                )
+                command, pipe = [sys.executable, "-P", "-m", __name__], subprocess.PIPE
+                self._processes.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL))
                 return self._processes[-1]
         return None
 
@@ -153,12 +153,13 @@ def _asked(process: subprocess.Popen[bytes] | None, jobs: Sequence[Job]) -> Iter
     if process is None or process.stdin is None or process.stdout is None:
         yield from ((job, None) for job in jobs)
         return
-    try:
-        process.stdin.write(b"".join(json.dumps([job.cli, str(job.path)]).encode() + b"\n" for job in jobs))
-        process.stdin.flush()
-    except (OSError, ValueError):
-        pass
-    for job in jobs:
+    ahead = 0
+    for n, job in enumerate(jobs):
+        with contextlib.suppress(OSError, ValueError):  # it has died: what it leaves unanswered is told apart below
+            for asked in jobs[ahead : n + AHEAD]:
+                process.stdin.write(json.dumps([asked.cli, str(asked.path)]).encode() + b"\n")
+            process.stdin.flush()
+        ahead = n + AHEAD
         yield job, _frame(process.stdout)
 
 
