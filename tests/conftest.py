@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -14,10 +14,18 @@ from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from tests.made import Made, empty
 from tests.pg import Server
+from tests.turns import turn
 
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # a shell's background job, or nohup, would hand them on ignored
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests that hold a clock against what the product promises are not disturbed by other tests."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

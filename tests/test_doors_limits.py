@@ -148,6 +148,7 @@ def daemon(book: Book, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     ],
     ids=["silent", "slow headers", "slow body", "slow chunks", "body after the answer", "slow second", "large headers", "endless address"],
 )
+@pytest.mark.alone
 def test_who_dawdles_is_hung_up_on(daemon: int, sent: bytes, drip: bytes, answer: bytes) -> None:
     """Headers and bodies that come by the byte, or do not come, hold a connection no longer than they may."""
     began = time.monotonic()
@@ -172,6 +173,7 @@ def test_who_dawdles_is_hung_up_on(daemon: int, sent: bytes, drip: bytes, answer
     assert bool(got) == bool(answer)
 
 
+@pytest.mark.alone
 def test_a_patient_connection_is_kept(daemon: int) -> None:
     """What is idle between complete requests is not in a hurry."""
     with closing(http.client.HTTPConnection("127.0.0.1", daemon, timeout=5)) as connection:
@@ -184,6 +186,7 @@ def test_a_patient_connection_is_kept(daemon: int) -> None:
         assert connection.sock is kept
 
 
+@pytest.mark.alone
 def test_an_answer_does_not_wait_for_an_acknowledgement(daemon: int) -> None:
     """Its head and its body go out at once: on a connection that is kept, Nagle's algorithm would hold the body back for 40 ms."""
     took = []

@@ -90,6 +90,7 @@ def test_a_revoked_token_is_good_for_two_seconds_at_most(book: Book, known: dict
         assert client.get("/api/v1/ledger", headers=bearer(known["read"])).status_code == 401
 
 
+@pytest.mark.alone
 def test_use_is_noted_and_waits_for_no_one(book: Book, known: dict[str, str]) -> None:
     """A writer that holds the ledger delays no request."""
     for client in serving(book):

@@ -142,6 +142,7 @@ def test_a_clock_that_is_set_back_hides_nothing(own: Ledger, t0: int) -> None:
     assert show(own, t0 + 1_000)[TOKENS] == 1000
 
 
+@pytest.mark.alone
 def test_a_locked_ledger_neither_breaks_nor_stops_a_scrape(own: Ledger, url: str, t0: int) -> None:
     """Another writer holds the ledger: the page comes quickly, the showing is remembered and written down later."""
     use(own, "s1", 1000, t0)

@@ -366,6 +366,7 @@ def test_a_copied_book_is_its_own() -> None:
     assert (len(mine.levels), len(theirs.levels)) == (0, 1)
 
 
+@pytest.mark.alone
 def test_a_pace_keeps_to_its_share() -> None:
     """What takes long comes the more seldom."""
     pace = Pace(0.0, 0.1)

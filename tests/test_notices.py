@@ -334,6 +334,7 @@ def test_a_run_tells_at_its_end(ledger: Ledger, receiver: Receiver, env: Path) -
     assert len(receiver.posts) == 1
 
 
+@pytest.mark.alone
 def test_a_run_does_not_wait_for_a_slow_receiver(ledger: Ledger, receiver: Receiver, env: Path) -> None:
     """Three seconds at most; the notice is kept."""
     receiver.delay_s = 30
@@ -345,6 +346,7 @@ def test_a_run_does_not_wait_for_a_slow_receiver(ledger: Ledger, receiver: Recei
     assert [(r.attempts, r.sent_ms, r.due_ms > now_ms()) for r in rows(ledger)] == [(1, None, True)]
 
 
+@pytest.mark.alone
 def test_a_run_does_not_wait_for_a_locked_ledger(ledger: Ledger, receiver: Receiver, env: Path) -> None:
     """Another writer may hold it for long."""
     use(ledger, "s1", 60, NOON)

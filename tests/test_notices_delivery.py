@@ -300,6 +300,7 @@ def test_no_two_send_the_same_at_once(both: Ledger, receiver: Receiver) -> None:
     assert len(receiver.ids) == 30
 
 
+@pytest.mark.alone
 def test_a_slow_notifier_holds_up_no_other(ledger: Ledger, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are sent to side by side; one that fails gets one try in a pass."""
     monkeypatch.setattr(channels, "WEBHOOK_S", 2.0)
@@ -315,6 +316,7 @@ def test_a_slow_notifier_holds_up_no_other(ledger: Ledger, receiver: Receiver, m
     slow.close()
 
 
+@pytest.mark.alone
 def test_a_receiver_that_drips_is_not_waited_for(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then satisfies the socket's timeout, but not ours."""
     import socket
@@ -340,6 +342,7 @@ def test_a_receiver_that_drips_is_not_waited_for(ledger: Ledger, monkeypatch: py
         assert time.monotonic() - began < 3
 
 
+@pytest.mark.alone
 def test_a_stop_ends_the_pass(ledger: Ledger, receiver: Receiver) -> None:
     """What is under way gets some seconds, stays claimed, and is sent again later under its id."""
     receiver.delay_s = 8
@@ -481,6 +484,7 @@ def test_a_command_that_fails_is_tried_again(ledger: Ledger, command: tuple[str,
     assert (rows(ledger)[0].error, rows(ledger)[0].due_ms > NOON + 20_000) == (said, True)
 
 
+@pytest.mark.alone
 def test_a_command_that_takes_too_long_is_killed_with_its_group(tmp_path: Path) -> None:
     """Also what it has started."""
     slow = shell(f"sleep 30 & echo $! > {tmp_path}/pid; wait")
@@ -494,6 +498,7 @@ def test_a_command_that_takes_too_long_is_killed_with_its_group(tmp_path: Path) 
         time.sleep(0.05)
 
 
+@pytest.mark.alone
 def test_a_command_need_not_read_and_may_leave_something_running(tmp_path: Path) -> None:
     """Closing standard input is no failure; what stays behind is not waited for."""
     big = replace(NOTICE, body="x" * 1_000_000)

@@ -155,6 +155,7 @@ def test_a_slow_endpoint_gets_each_span_once(runs: Ledger, receiver: Receiver, m
     exporter.close()
 
 
+@pytest.mark.alone
 def test_an_endpoint_that_hangs_holds_a_pass_no_longer_than_its_timeout(
     runs: Ledger, monkeypatch: pytest.MonkeyPatch, clock: Clock, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +284,7 @@ def test_the_loop_exports_until_it_is_stopped(runs: Ledger, receiver: Receiver, 
     other.close()
 
 
+@pytest.mark.alone
 def test_a_failing_endpoint_does_not_slow_a_commit(exporter: Exporter, receiver: Receiver, runs: Ledger) -> None:
     """While an export hangs, runs are committed as ever."""
     receiver.delay_s = 0.6

@@ -291,6 +291,7 @@ def test_rates_are_resolved_once_a_day(table: PriceTable) -> None:
     assert table.rates("claude-opus-5-5", NOW) is not table.rates("claude-opus-5-5", NOW + 86_400_000)
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_calls_are_quick(table: PriceTable) -> None:
     """Rates are resolved once per model and day; measured 0.4 s, allowed 5."""
     usage, traits = Usage(1007, 20013, 217, 93, 111), {"speed": "standard", "geo": "global"}

@@ -283,6 +283,7 @@ def test_a_window_of_a_long_history_is_quick(ledger: Ledger) -> None:
     assert "SCAN runs" not in plan
 
 
+@pytest.mark.alone
 def test_ten_thousand_runs_report_in_a_moment(ledger: Ledger) -> None:
     """50,000 entries by three dimensions in under two seconds, on one core."""
     runs, entries = [], []

@@ -89,6 +89,7 @@ def test_a_run_that_is_refused_for_good_is_set_aside(host: Host, daemon: Central
     assert str(aside) in line
 
 
+@pytest.mark.alone
 def test_a_daemon_that_does_not_answer_holds_a_run_up_for_two_seconds(host: Host, daemon: Central) -> None:
     """Of 30 s that the answer would take, the end of the run waits 2; then the run is kept."""
     started_s = time.monotonic()

@@ -123,6 +123,7 @@ def test_a_daemon_that_is_busy_is_asked_again(host: Host, daemon: Central) -> No
 
 
 @pytest.mark.parametrize(("on_error", "code"), [("allow", 7), ("block", 3)])
+@pytest.mark.alone
 def test_where_no_daemon_listens_the_setting_decides(host: Host, daemon: Central, on_error: str, code: int) -> None:
     """At once: a refused connection is not waited for."""
     daemon.server_close()
@@ -133,6 +134,7 @@ def test_where_no_daemon_listens_the_setting_decides(host: Host, daemon: Central
 
 
 @pytest.mark.parametrize(("on_error", "waits_s", "code"), [("allow", admission.LIMIT_S, 7), ("block", admission.PATIENT_S, 3)])
+@pytest.mark.alone
 def test_a_daemon_that_does_not_answer_is_given_up(host: Host, daemon: Central, on_error: str, waits_s: float, code: int) -> None:
     """Of 60 s that it would take a run waits 2; one that may not start unasked waits 10."""
     daemon.admission = 200, ADMITTED, 60.0
@@ -142,6 +144,7 @@ def test_a_daemon_that_does_not_answer_is_given_up(host: Host, daemon: Central, 
     assert (got, f"no answer within {waits_s:g} s" in said) == (code, True)
 
 
+@pytest.mark.alone
 def test_a_name_that_is_not_found_out_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking one up knows no time limit of its own."""
 

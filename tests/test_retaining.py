@@ -50,7 +50,7 @@ def test_the_daemon_closes_what_is_older_than_was_set(new_url: Callable[[], str]
         workers = Workers(book)
         workers.start()
         try:
-            until(lambda: len(closed(book.ledger())) == OLD, 30)
+            until(lambda: len(closed(book.ledger())) == OLD)
             until(lambda: Lease(book.ledger(), RETAIN_LEASE).take(now_ms(), 0))
         finally:
             workers.stop()

@@ -183,7 +183,7 @@ def test_a_run_on_a_terminal_is_ended(runs: Runs, terminal: Terminal) -> None:
 def test_a_stopped_run_is_ended(runs: Runs) -> None:
     """SIGSTOP by a third party: the run is continued so that it can hear."""
     run = runs.start(runs.cli("claude"), flags=CAPPED, env={"RUNAWAY_EVERY_S": "0.3"})
-    until(lambda: runs.log.exists() and runs.told()[-1]["cost_nusd"] >= CAP_USD * 10**9, 60)
+    until(lambda: runs.log.exists() and runs.told()[-1]["cost_nusd"] >= CAP_USD * 10**9)
     os.kill(int(runs.told()[-1]["pid"]), signal.SIGSTOP)
     out, err = run.communicate(timeout=20)
     assert runs.ended(subprocess.CompletedProcess([], run.returncode, out, err))["signal"] == signal.SIGINT
@@ -316,7 +316,7 @@ def test_a_budget_that_only_blocks_ends_no_run(runs: Runs) -> None:
         with ledger.read() as conn:
             return any(r.used_nusd for r in conn.execute(select(t.reservations)))
 
-    until(used, 60)
+    until(used)
     ledger.close()
     assert run.communicate(timeout=60) == (b"", b"")
     assert run.returncode == 0

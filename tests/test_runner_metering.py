@@ -178,6 +178,7 @@ def test_a_ledger_that_does_not_answer_is_given_up(wrapper: Wrapper, mode: str) 
     assert json.loads(wrapper.pending()[0].read_text())["sessions"] == [SESSION]
 
 
+@pytest.mark.alone
 def test_a_signal_shortens_the_wait_for_the_ledger(wrapper: Wrapper) -> None:
     """Whoever asks us to go need not wait 10 s; the exit code is the child's all the same."""
     run = wrapper.start(CLAUDE, env=case("json-single", FAKE_INGEST="slow", FAKE_EXIT="6"))

@@ -226,6 +226,7 @@ def test_an_idle_child_learns_at_once_that_the_reader_has_gone(wrapper: Wrapper)
     run.stderr.close()
 
 
+@pytest.mark.alone
 def test_a_grandchild_that_keeps_the_pipe_does_not_keep_us(wrapper: Wrapper) -> None:
     """We end with the child; what the grandchild prints later still arrives, and the reader's end comes with its end."""
     began = time.monotonic()
@@ -257,6 +258,7 @@ def test_twenty_at_once_do_not_disturb_each_other(wrapper: Wrapper) -> None:
     assert sorted(r["exit_code"] for r in wrapper.committed()) == list(range(20))
 
 
+@pytest.mark.alone
 def test_output_is_passed_on_at_once(wrapper: Wrapper) -> None:
     """A line every 10 ms arrives within a few ms, also while the heavy parts load."""
     code = "import os, time\nfor i in range(100): os.write(1, b'%.6f\\n' % time.time()); time.sleep(0.01)"

@@ -248,6 +248,7 @@ def test_a_run_comes_with_its_models_and_calls(full: TestClient, book: Book) -> 
     assert full.get("/api/v1/runs/last").json()["run_key"] == runs(book.ledger(), limit=1)[0].run_key
 
 
+@pytest.mark.alone
 def test_reading_a_run_writes_nothing(full: TestClient, book: Book) -> None:
     """So that it neither waits for a writer nor fails on a ledger that cannot be written."""
     with sqlite3.connect(book.settings.ledger.removeprefix("sqlite:///"), isolation_level=None) as other:
@@ -515,6 +516,7 @@ def test_a_ledger_that_has_gone_is_told_and_taken_up_again(full: TestClient, boo
     assert full.get("/api/v1/ledger").json()["sessions"] == 0
 
 
+@pytest.mark.alone
 def test_a_locked_ledger_is_told_soon_and_recovers(full: TestClient, book: Book) -> None:
     """A lock that shuts readers out costs a request 2 s, not 30, and nothing lasting."""
     other = sqlite3.connect(book.settings.ledger.removeprefix("sqlite:///"), isolation_level=None)

@@ -127,6 +127,7 @@ def serve(url: str, *args: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.alone
 def test_it_says_where_it_is_and_ends_cleanly(url: str, number: int) -> None:
     """Addresses at the start, code 0 and not a word at the end, no line for any request in between."""
     with running(url) as daemon:
@@ -167,6 +168,7 @@ def test_what_hinders_the_start_is_one_line(url: str, flag: str, value: str, why
     assert why in said[0]
 
 
+@pytest.mark.alone
 def test_scrapes_do_not_wait_for_writers(url: str, tmp_path: Path) -> None:
     """While four processes write, every scrape comes within a second and no counter falls; in the end the page is the ledger."""
     cases = [clone(CASE, tmp_path / "cases" / str(i), str(i)) for i in range(48)]
@@ -228,6 +230,7 @@ def test_an_unsettled_run_is_counted_without_a_scrape(url: str) -> None:
     ledger.close()
 
 
+@pytest.mark.alone
 def test_slow_clients_hold_no_one_up(url: str) -> None:
     """Connections that say nothing, or never read, leave scrapes alone."""
     ingest(url, CASE)
@@ -257,6 +260,7 @@ def test_garbage_is_refused_and_not_logged(url: str) -> None:
         assert "SECRET" not in "\n".join(daemon.said)
 
 
+@pytest.mark.alone
 def test_a_dead_otlp_endpoint_does_not_keep_it_from_ending(url: str) -> None:
     """Nor from answering."""
     ingest(url, CASE)

@@ -34,7 +34,7 @@ from tests.test_ledger import dump, sums
 WITH_SUBAGENTS = [c for c in chains() if any("subagents" in p.parts for p in c.transcripts())]
 SMALL = ["claude/json-single", "codex/json-single", "gemini/json-subagent", "qwen/json-single", "copilot/json-single-anthropic"]
 WIDE = '{"type":"progress","text":"Größe 数字 🧾"}\n'.encode()  # to be torn within a character
-SLOW_S = 40.0
+SLOW_S = 90.0
 
 
 def lay(home: Path, chain: Chain) -> dict[Path, bytes]:

@@ -26,6 +26,8 @@ from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.records import usd
 
+PATIENCE_S = 120  # how long a busy machine may take for anything
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -38,15 +40,15 @@ def get(url: str, headers: Mapping[str, str] | None = None) -> str:
         return str(r.read().decode())
 
 
-def wait_for(what: Callable[[], object], seconds: float, why: str) -> None:
+def wait_for(what: Callable[[], object], why: str) -> None:
     """Until *what* gives a true value."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             if what():
                 return
         time.sleep(0.1)
-    pytest.fail(f"not within {seconds} s: {why}")
+    pytest.fail(f"not within {PATIENCE_S} s: {why}")
 
 
 def part(name: str) -> str:
@@ -71,7 +73,7 @@ class Daemon:
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "spendmeter", "serve", "--port", str(self.port), *self._flags]
             self._process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
-        wait_for(lambda: get(f"{self.url}/healthz"), 30, f"serve answers; see {self.log.read_text()[-500:]}")
+        wait_for(lambda: get(f"{self.url}/healthz"), f"serve answers; see {self.log.read_text()[-500:]}")
 
     def kill(self) -> None:
         assert self._process is not None
@@ -99,7 +101,7 @@ class Prometheus:
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{self.port}", *more]
         with (folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen([part("prometheus"), *flags], stdout=log, stderr=log)
-        wait_for(lambda: get(f"{self.url}/-/ready"), 30, "Prometheus is ready")
+        wait_for(lambda: get(f"{self.url}/-/ready"), "Prometheus is ready")
 
     def query(self, expression: str) -> dict[tuple[tuple[str, str], ...], float]:
         """Instant query: labels (without job and instance) -> value."""
@@ -136,7 +138,7 @@ class Alertmanager:
         flags = [f"--config.file={config}", f"--storage.path={folder / 'alertmanager'}", f"--web.listen-address={self.address}"]
         with (folder / "alertmanager.log").open("wb") as log:
             self._process = subprocess.Popen([part("prometheus-alertmanager"), *flags, "--cluster.listen-address="], stdout=log, stderr=log)
-        wait_for(lambda: get(f"{self.url}/-/ready"), 30, "Alertmanager is ready")
+        wait_for(lambda: get(f"{self.url}/-/ready"), "Alertmanager is ready")
 
     def alerts(self) -> list[dict[str, Any]]:
         """What it holds now, inhibited ones too."""

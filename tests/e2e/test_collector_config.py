@@ -66,7 +66,7 @@ HARMLESS = {
 T = TypeVar("T")
 
 
-def until(ready: Callable[[], T], timeout_s: float = 30.0) -> T:
+def until(ready: Callable[[], T], timeout_s: float = 60.0) -> T:
     """The first true result of *ready*; fails with the last one after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     while not (result := ready()):

@@ -95,7 +95,7 @@ class World:
 
     def wait(self) -> float:
         """Until Prometheus has every counter as the ledger has it; returns the time."""
-        procs.wait_for(self._all_there, 60, "Prometheus has all")
+        procs.wait_for(self._all_there, "Prometheus has all")
         return time.time()
 
     def _all_there(self) -> bool:
@@ -166,7 +166,7 @@ def _fill(world: World, daemon: procs.Daemon) -> None:
     daemon.start()
     world.at = world.wait()
     world.after = world.report()
-    procs.wait_for(lambda: world.prometheus.query('ALERTS{alertstate="firing"}'), 30, "an alert fires")
+    procs.wait_for(lambda: world.prometheus.query('ALERTS{alertstate="firing"}'), "an alert fires")
     world.at = time.time()
 
 

@@ -50,7 +50,7 @@ def serving(env: Mapping[str, str], log: Path, *args: str) -> Iterator[str]:
         process = subprocess.Popen([sys.executable, "-m", "spendmeter", "serve", "--port", "0", *args], env=env, stdout=out, stderr=out)
     try:
         found: list[str] = []
-        procs.wait_for(lambda: found.extend(re.findall(r"page +(\S+)/\n", log.read_text())) or found, 30, "it says where it is")
+        procs.wait_for(lambda: found.extend(re.findall(r"page +(\S+)/\n", log.read_text())) or found, "it says where it is")
         yield found[-1]
         process.terminate()
         assert process.wait(20) == 0
@@ -108,13 +108,13 @@ def test_prometheus_scrapes_through_the_doors(tmp_path: Path, env: dict[str, str
         assert set(jobs[0]) == set(job)
         prometheus = Scraper(tmp_path, jobs)
         with procs.stopping(prometheus):
-            procs.wait_for(lambda: prometheus.query('up{job="good"}') == {(): 1.0}, 30, "the scrape succeeds")
+            procs.wait_for(lambda: prometheus.query('up{job="good"}') == {(): 1.0}, "the scrape succeeds")
             procs.wait_for(
-                lambda: all(prometheus.query(f'up{{job="{j["job_name"]}"}}') == {(): 0.0} for j in jobs[1:]), 30, "the others fail"
+                lambda: all(prometheus.query(f'up{{job="{j["job_name"]}"}}') == {(): 0.0} for j in jobs[1:]), "the others fail"
             )
             with contextlib.closing(Ledger(Settings(env["SPENDMETER_LEDGER"]))) as ledger:
                 want = {labels: v for (name, labels), v in procs.counters(ledger).items() if name == "spendmeter_tokens_out_total"}
-            procs.wait_for(lambda: prometheus.query("spendmeter_tokens_out_total") == want, 20, "it holds what the ledger holds")
+            procs.wait_for(lambda: prometheus.query("spendmeter_tokens_out_total") == want, "it holds what the ledger holds")
             assert prometheus.query('count({__name__=~"spendmeter_.*", job!="good"})') == {}
 
 

@@ -69,9 +69,9 @@ def test_the_real_cli_fills_the_ledger_through_its_hooks(tmp_path: Path, claude:
                 subprocess.run([str(claude), "plugin", *words], env=env, stdin=subprocess.DEVNULL, timeout=60, check=True)
         session = run("-p", "CASE-AGENT please")
         assert len(truth.calls) == 4
-        wait_for(matches, 20, "the first run is in the ledger")
+        wait_for(matches, "the first run is in the ledger")
         run("-p", "CASE-MORE", "--resume", session)
-        wait_for(matches, 20, "the resumed run is in the ledger")
+        wait_for(matches, "the resumed run is in the ledger")
 
 
 def test_the_cli_finds_nothing_wrong_with_plugin_and_marketplace(claude: Path) -> None:

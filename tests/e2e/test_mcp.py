@@ -132,6 +132,7 @@ def _started(env: dict[str, str]) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.alone
 def test_it_ends_with_its_input(env: dict[str, str]) -> None:
     """With code 0, soon, and not a word."""
     with _started(env) as process:
@@ -142,6 +143,7 @@ def test_it_ends_with_its_input(env: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.alone
 def test_a_signal_ends_it_while_its_input_is_open(env: dict[str, str], number: int) -> None:
     """At once, as clients send one to a server that does not end by itself."""
     with _started(env) as process:
@@ -206,6 +208,7 @@ def test_an_agent_in_a_run_asks_what_it_has_left(env: dict[str, str], tmp_path: 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_an_open_session_does_not_keep_the_daemon(daemon: Daemon) -> None:
     """SIGTERM while a client is connected: it is gone within seconds, with code 0."""
 

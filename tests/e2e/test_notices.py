@@ -81,7 +81,7 @@ def test_each_crossing_is_told_once_over_restarts(both: Ledger, daemons: list[Da
         time.sleep(random.uniform(0, 2))
         daemons[part % 2].stop()
         daemons[part % 2].start()
-    wait_for(lambda: len(receiver.posts) >= CROSSINGS, 20, f"all are told: {tasks(receiver)}")
+    wait_for(lambda: len(receiver.posts) >= CROSSINGS, f"all are told: {tasks(receiver)}")
     time.sleep(5)
     assert tasks(receiver) == Counter({f"T-{i}": 1 for i in range(CROSSINGS)})
     assert [(r.attempts, r.due_ms, r.error) for r in rows(both)] == [(1, None, None)] * CROSSINGS
@@ -106,12 +106,12 @@ def test_kill_minus_nine_loses_none_and_repeats_only_what_was_under_way(both: Le
             daemon.start()
         armed.set()
         cross(both, part * 5, part * 5 + 5)
-        wait_for(lambda n=part: len(killed) > n, 30, "one is killed")
+        wait_for(lambda n=part: len(killed) > n, "one is killed")
     for daemon in daemons:
         daemon.start()
     with both.write() as conn:  # two minutes pass
         conn.execute(update(t.notices).where(t.notices.c.due_ms.is_not(None)).values(due_ms=t.notices.c.due_ms - CLAIM_MS))
-    wait_for(lambda: len(rows(both)) == CROSSINGS and all(r.due_ms is None for r in rows(both)), 30, f"all have come: {tasks(receiver)}")
+    wait_for(lambda: len(rows(both)) == CROSSINGS and all(r.due_ms is None for r in rows(both)), f"all have come: {tasks(receiver)}")
     time.sleep(3)
     assert set(tasks(receiver)) == {f"T-{i}" for i in range(CROSSINGS)}
     assert {r.id for r in rows(both)} == set(receiver.ids)
@@ -127,14 +127,14 @@ def test_a_receiver_that_is_down_gets_everything_once_when_it_is_up(both: Ledger
     for daemon in daemons:
         daemon.start()
     cross(both, 0, 3)
-    wait_for(lambda: len(receiver.ids) == 3, 20, "each is tried")
+    wait_for(lambda: len(receiver.ids) == 3, "each is tried")
     gauge = "spendmeter_notices_pending 3"
-    wait_for(lambda: gauge in get(f"{daemons[0].url}/metrics"), 10, "the gauge shows what waits")
+    wait_for(lambda: gauge in get(f"{daemons[0].url}/metrics"), "the gauge shows what waits")
     receiver.status = 200
     before = len(receiver.posts)
     with both.write() as conn:  # half a minute passes
         conn.execute(update(t.notices).values(due_ms=now_ms()))
-    wait_for(lambda: all(r.due_ms is None for r in rows(both)), 20, "all are delivered")
+    wait_for(lambda: all(r.due_ms is None for r in rows(both)), "all are delivered")
     assert Counter(p.headers["webhook-id"] for p in receiver.posts[before:]) == Counter(list(receiver.ids))
     said = [line for d in daemons for line in d.log.read_text().splitlines() if "notices:" in line]
     assert sorted(said) == [
@@ -142,13 +142,14 @@ def test_a_receiver_that_is_down_gets_everything_once_when_it_is_up(both: Ledger
     ]
 
 
+@pytest.mark.alone
 def test_a_slow_receiver_delays_nothing_else(both: Ledger, daemons: list[Daemon], receiver: Receiver) -> None:
     """It takes fifteen seconds: scrapes, new runs' counters and other notices' thread go on; the daemon ends in time all the same."""
     receiver.delay_s = 15
     daemon = daemons[0]
     daemon.start()
     cross(both, 0, 1)
-    wait_for(lambda: receiver.posts, 10, "the notice is under way")
+    wait_for(lambda: receiver.posts, "the notice is under way")
     with both.write() as conn:
         conn.execute(update(t.sessions).values(settle_at_ms=now_ms()))
     took = []

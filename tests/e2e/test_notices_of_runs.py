@@ -59,6 +59,7 @@ def test_each_threshold_is_told_by_the_run_that_crosses_it(receiver: Receiver, t
     assert [p.told["threshold"] for p in receiver.posts] == ["0.3", "1"]
 
 
+@pytest.mark.alone
 def test_a_receiver_that_never_answers_holds_a_run_up_only_so_long(receiver: Receiver, tmp_path: Path) -> None:
     """The run is recorded first, ends within the promised time, says what could not be delivered and not to whom; a later one is told."""
     host = Host(tmp_path, receiver.url("/T0KEN"))

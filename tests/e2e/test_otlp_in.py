@@ -165,7 +165,7 @@ def test_a_collector_between_changes_nothing(world: World, tmp_path: Path) -> No
                     assert dump.send(client, dump.kind).status_code == 200
         world.daemon.start()
         want = [sum(c.truth(least=True)[name] for c in chains) for name in ("cache_read", "tokens_out")]
-        wait_for(lambda: [world.used()[name] for name in ("cache_read", "tokens_out")] == want, 60, "all of it has come through")
+        wait_for(lambda: [world.used()[name] for name in ("cache_read", "tokens_out")] == want, "all of it has come through")
     other = Ledger(Settings(f"sqlite:///{tmp_path / 'other.db'}"))
     ingest.ingest_paths(other, [str(kept)])
     assert used(other) == world.used()

@@ -81,7 +81,7 @@ def test_prometheus_says_what_the_ledger_says(tmp_path: Path) -> None:
             )
         ledger = Ledger(Settings(url, zero_first_s=3, settle_s=2))
         want = procs.counters(ledger)
-        procs.wait_for(lambda: prometheus.query("spendmeter_ledger_unsettled_sessions") == {(): 0.0}, 30, "all usage is settled")
+        procs.wait_for(lambda: prometheus.query("spendmeter_ledger_unsettled_sessions") == {(): 0.0}, "all usage is settled")
         time.sleep(8)  # zero_first and some scrapes
         want = procs.counters(ledger)
         check_counters(prometheus, want)

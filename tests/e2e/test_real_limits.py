@@ -23,6 +23,7 @@ def world(tmp_path: Path, claude: Path) -> Iterator[World]:
 @pytest.mark.parametrize(
     "form", [["--output-format", "stream-json", "--verbose"], ["--output-format", "json"], []], ids=["stream", "json", "text"]
 )
+@pytest.mark.alone
 def test_a_runaway_is_ended_and_its_calls_are_in_the_ledger(world: World, form: list[str]) -> None:
     """The cap is passed by the calls of two seconds at most; every call that was answered to its end is counted."""
     world.env["SPENDMETER_MAX_COST"] = "0.15"

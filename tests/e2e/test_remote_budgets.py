@@ -123,24 +123,24 @@ def test_what_the_killed_had_set_aside_lapses(central: Central, ledger: Ledger, 
     runs: list[Run] = []
     try:
         runs += [host.start(str(sleeper)) for _ in range(ROOM)]
-        until(lambda: held(ledger) == ROOM, 60)
+        until(lambda: held(ledger) == ROOM)
         for run in runs[:2]:
             run.kill()
         assert host.replay().returncode == 3
         assert held(ledger) == ROOM
         with ledger.write() as conn:
             conn.execute(update(t.reservations).values(beat_ms=t.reservations.c.beat_ms - 40_000))
-        until(lambda: held(ledger) == ROOM - 2, 30)
+        until(lambda: held(ledger) == ROOM - 2)
         time.sleep(8)  # as long as the living would have lapsed too, had they not been heard
         runs += [host.start(str(sleeper)) for _ in range(3)]
-        until(lambda: held(ledger) == ROOM and [run.poll() for run in runs].count(3) == 1, 60)
+        until(lambda: held(ledger) == ROOM and [run.poll() for run in runs].count(3) == 1)
         assert sum(run.poll() is None for run in runs) == ROOM
     finally:
         for run in runs:
             run.send_signal(signal.SIGTERM)
         for run in runs:
             run.communicate(timeout=60)
-    until(lambda: held(ledger) == 0, 10)
+    until(lambda: held(ledger) == 0)
     assert spent(ledger)[0] == COST_NUSD
 
 
@@ -217,7 +217,7 @@ def test_thresholds_are_told_once_and_by_the_daemon(tmp_path: Path, central: Cen
     for i, one in enumerate(hosts):
         case = clone(CASE, tmp_path / f"case-{i}", str(i))
         assert one.run(CLAUDE, "-p", "x", env={"FAKE_CASE": str(case)}).stderr == b""
-    wait_for(lambda: "1" in {p.told["threshold"] for p in receiver.posts}, 30, "the last threshold is told")
+    wait_for(lambda: "1" in {p.told["threshold"] for p in receiver.posts}, "the last threshold is told")
     time.sleep(5)  # for whatever might come again
     assert max(Counter(p.told["threshold"] for p in receiver.posts).values()) == 1
     receiver.close()

@@ -70,7 +70,7 @@ def python(code: str, *args: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-E", "-u", "-c", code, *args)
 
 
-def until(done: Callable[[], object], timeout_s: float = 10.0) -> Any:
+def until(done: Callable[[], object], timeout_s: float = 60.0) -> Any:
     """Waits until *done* is truthy and returns it; fails after *timeout_s*."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

@@ -196,6 +196,7 @@ def _log_to_stderr() -> None:
     """Warnings of ours and errors of uvicorn's, a line each; no requests."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("spendmeter: %(message)s"))
+    handler.addFilter(lambda record: not record.getMessage().startswith("Cancel 0 "))  # an idle connection came in with the signal
     for name, level in (("spendmeter", logging.WARNING), ("uvicorn", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.setLevel(level)
