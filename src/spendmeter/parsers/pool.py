@@ -201,6 +201,7 @@ def _packed(cli: str, path: str) -> bytes:
 
 def main() -> None:
     """Reads the files that standard input names until it ends. Ctrl-C is for the process that started us."""
+    os.nice(5)  # whoever asked us has the longer way to go
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = sys.stdout.buffer
     for line in sys.stdin.buffer:

@@ -47,7 +47,7 @@ class PriceTable:
         self._now_ms = now_ms
         self._find = lru_cache(_CACHED)(_find)
         self._hourly = lru_cache(_CACHED)(lambda model: (found := self._find(model)) is not None and found.hourly)
-        self._daily: dict[tuple[str, int], Rates | None] = {}  # of models whose price is the same all day, without traits
+        self._daily: dict[tuple[str, int, Traits], Rates | None] = {}  # of models whose price is the same all day
         self._resolved = lru_cache(_CACHED)(self._resolve)
 
     @classmethod
@@ -102,14 +102,14 @@ class PriceTable:
             None for an unknown model; rates without any figure for a known one whose traits have no known price.
         """
         moment = min(max(0, self._now_ms() if at_ms is None else at_ms), _LAST_MS)
-        day = model, moment - moment % _DAY_MS
-        if not traits and day in self._daily:
-            return self._daily[day]
+        key = model, moment - moment % _DAY_MS, tuple(traits.items())
+        if key in self._daily:
+            return self._daily[key]
         if self._hourly(model):
-            return self._resolved(model, moment, _telling(traits) if traits else ())
-        rates = self._resolved(*day, _telling(traits) if traits else ())
-        if not traits and len(self._daily) < _CACHED:
-            self._daily[day] = rates
+            return self._resolved(model, moment, _telling(traits))
+        rates = self._resolved(*key[:2], _telling(traits))
+        if len(self._daily) < _CACHED:
+            self._daily[key] = rates
         return rates
 
     def models(self) -> Iterator[str]:
