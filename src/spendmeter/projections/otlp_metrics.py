@@ -1,7 +1,7 @@
 """The ledger's page as OTLP metrics: cumulative monotonic sums that started when the ledger was made.
 
-``gen_ai.client.token.usage`` is left out: the convention has dropped it for ``gen_ai.client.inference.*``, and a histogram
-per call would count usage a second time.
+``gen_ai.client.token.usage`` is left out (docs/adr/010-no-token-usage-histogram.md): a histogram
+per call would count usage a second time, and calls are not always known.
 """
 
 from __future__ import annotations
