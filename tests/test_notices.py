@@ -103,13 +103,35 @@ def test_a_higher_one_takes_the_place_of_a_lower_one_that_still_waits(both: Ledg
 
 
 def test_a_lower_threshold_that_is_added_later_is_not_told(both: Ledger) -> None:
-    """After 100 %, 90 % is no news; a raised limit tells nothing twice."""
+    """After 100 %, 90 % is no news."""
     use(both, "s1", 99, NOON)
     raise_new(both, defined(budget()), NOON)
     assert raise_new(both, defined(budget(at=("0.5", "0.8", "0.9", "1"))), NOON + 1) == 0
-    assert raise_new(both, defined(replace(budget(), limit=110)), NOON + 2) == 0
     assert waiting(both) == [("", "1", "ops")]
-    assert len(rows(both)) == 4
+    assert len(rows(both)) == 3
+
+
+STEPS = [  # used in all, limit, the threshold that is news
+    (104, 100, "1"),
+    (105, 110, None),  # 80% of it is less than what had been spent
+    (110, 110, "1"),
+    (150, 200, None),
+    (165, 200, "0.8"),
+    (166, 200, None),
+    (167, 180, None),
+    (168, 160, "1"),
+    (169, 320, None),
+    (256, 320, "0.8"),
+]
+
+
+def test_another_limit_has_news_again(both: Ledger) -> None:
+    """Raised, of amounts larger than what was told of; lowered, of larger shares; and nothing twice."""
+    for i, (used, limit, news) in enumerate(STEPS):
+        use(both, f"s{i}", used - (STEPS[i - 1][0] if i else 0), NOON)
+        limited = defined(replace(budget(), limit=limit))
+        assert [raise_new(both, limited, NOON + i) for _ in range(2)] == [news is not None, 0], STEPS[i]
+        assert news is None or waiting(both) == [("", news, "ops")]
 
 
 def test_a_new_period_tells_again(both: Ledger) -> None:
@@ -131,7 +153,7 @@ def test_a_rolling_period_tells_again_when_it_is_over(both: Ledger) -> None:
         raise_new(both, five_hours, NOON + hour * HOUR_MS)
     told = [((r.at_ms - NOON) // HOUR_MS, r.threshold) for r in rows(both)]
     # 16 tokens an hour, five hours in the window: 64 from the fourth on, 80 from the fifth.
-    assert told == [(3, "0.5"), (4, "0.8"), (8, "0.5"), (9, "0.8")]
+    assert told == [(3, "0.5"), (4, "0.8"), (9, "0.5"), (9, "0.8")]
     assert len({r.id for r in rows(both)}) == 4
 
 

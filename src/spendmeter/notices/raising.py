@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -25,15 +26,26 @@ TYPE = "budget.threshold"
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """Thresholds that a notifier has not been told of in this period, the lowest first.
-
-    ``tell``: whether the last one is higher than any of before. The others go without saying.
-    """
+    """Thresholds that a notifier has not been told of in this period, the lowest first. With the last one the others go without saying."""
 
     state: State
     notifier: Notifier
     fresh: tuple[Threshold, ...]
-    tell: bool
+
+
+class _Spent(msgspec.Struct):
+    """Of a notice's body: what had been spent then, in the unit of the budget."""
+
+    spent_usd: str | None = None
+    spent_tokens: int | None = None
+
+
+class _Body(msgspec.Struct):
+    budget: _Spent
+
+
+_read = msgspec.json.Decoder(_Body).decode
+_Told = list[tuple[Decimal, Decimal]]  # thresholds, and what had been spent when they were told
 
 
 def raise_new(ledger: Ledger, budgets: Budgets, at_ms: int) -> int:
@@ -54,30 +66,41 @@ def raise_new(ledger: Ledger, budgets: Budgets, at_ms: int) -> int:
         ledger_id = conn.execute(select(t.meta.c.value).where(t.meta.c.key == "ledger_id")).scalar_one()
         for n in news:
             _record(conn, ledger_id, n, at_ms)
-    return sum(n.tell for n in news)
+    return len(news)
 
 
 def _news(conn: Connection, budgets: Budgets, crossed: Sequence[State], at_ms: int) -> list[_News]:
-    out, known = [], dict[str, dict[tuple[str, str], set[Decimal]]]()
+    out, known = [], dict[str, dict[tuple[str, str], _Told]]()
     for s in crossed:
         told = known.get(s.budget.name)
         if told is None:
             told = known[s.budget.name] = _told(conn, s, at_ms)
         for n in budgets.notifiers:
-            before = told.get((s.value or "", n.name), set())
-            fresh = sorted((x for x in s.crossed if x.at not in before), key=lambda x: x.at)
+            before = told.get((s.value or "", n.name), [])
+            fresh = sorted((x for x in s.crossed if not _is_told(x.at, _limit(s), before)), key=lambda x: x.at)
             if fresh and tells(s.budget, n):
-                out.append(_News(s, n, tuple(fresh), fresh[-1].at > max(before, default=Decimal(-1))))
+                out.append(_News(s, n, tuple(fresh)))
     return out
 
 
-def _told(conn: Connection, state: State, at_ms: int) -> dict[tuple[str, str], set[Decimal]]:
-    """Thresholds recorded in this period by value and notifier."""
-    row = t.notices.c
-    found = conn.execute(select(row.value, row.notifier, row.threshold).where(row.budget == state.budget.name, _in_period(state, at_ms)))
-    out: dict[tuple[str, str], set[Decimal]] = {}
-    for value, notifier, threshold in found:
-        out.setdefault((value, notifier), set()).add(Decimal(threshold))
+def _is_told(at: Decimal, limit: Decimal, before: _Told) -> bool:
+    """Whether some notice of *before* told of no smaller a share, and of no less spent: a limit that is raised has news again."""
+    return any(share >= at and spent >= at * limit for share, spent in before)
+
+
+def _limit(state: State) -> Decimal:
+    return Decimal(state.budget.told(state.budget.limit) or 0)
+
+
+def _told(conn: Connection, state: State, at_ms: int) -> dict[tuple[str, str], _Told]:
+    """What was recorded in this period by value and notifier."""
+    row, of = t.notices.c, state.budget
+    query = select(row.value, row.notifier, row.threshold, row.body).where(row.budget == of.name, _in_period(state, at_ms))
+    out: dict[tuple[str, str], _Told] = {}
+    for value, notifier, threshold, body in conn.execute(query):
+        spent = getattr(_read(body).budget, f"spent_{of.unit}")
+        if spent is not None:
+            out.setdefault((value, notifier), []).append((Decimal(threshold), Decimal(spent)))
     return out
 
 
@@ -92,19 +115,18 @@ def _in_period(state: State, at_ms: int) -> Any:
 def _record(conn: Connection, ledger_id: str, n: _News, at_ms: int) -> None:
     make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
     rows = [_row(ledger_id, n, threshold, at_ms) for threshold in n.fresh]
-    if n.tell:
-        rows[-1]["due_ms"] = at_ms
-        row = t.notices.c
-        lower = (row.budget == n.state.budget.name) & (row.value == (n.state.value or "")) & (row.notifier == n.notifier.name)
-        waiting = lower & row.due_ms.is_not(None) & _in_period(n.state, at_ms)
-        conn.execute(update(t.notices).where(waiting).values(due_ms=None))  # the higher one says it all
+    rows[-1]["due_ms"] = at_ms
+    row = t.notices.c
+    lower = (row.budget == n.state.budget.name) & (row.value == (n.state.value or "")) & (row.notifier == n.notifier.name)
+    waiting = lower & row.due_ms.is_not(None) & _in_period(n.state, at_ms)
+    conn.execute(update(t.notices).where(waiting).values(due_ms=None))  # the higher one says it all
     conn.execute(make(t.notices).on_conflict_do_nothing(), rows)
 
 
 def _row(ledger_id: str, n: _News, threshold: Threshold, at_ms: int) -> dict[str, Any]:
     s, at = n.state, str(threshold.at)
     rolling = s.budget.period.kind == "rolling"
-    marks = (ledger_id, s.budget.name, s.value or "", at, at_ms if rolling else s.window.start_ms, n.notifier.name)
+    marks = (ledger_id, s.budget.name, s.value or "", at, at_ms if rolling else s.window.start_ms, n.notifier.name, str(_limit(s)))
     notice_id = hashlib.sha256(dump(marks).encode()).hexdigest()[:32]
     return {
         "id": notice_id, "budget": s.budget.name, "value": s.value or "", "threshold": at, "period_start_ms": s.window.start_ms,
