@@ -22,7 +22,7 @@ from spendmeter.records import NANO
 from tests.feed import use
 from tests.made import NOON, Made
 
-MINUTE = 60_000
+MINUTE, PATIENCE_S = 60_000, 300
 DEV = Subject("developer", "T-1", "claude", None, "shop", {"team": "blue"})
 MONTH = Period("month", "Europe/Berlin")
 CENT = NANO // 100
@@ -283,7 +283,7 @@ def _race(url: str, names: Iterable[int]) -> list[int]:
 
 def _race_and_stay(url: str, names: list[int], barrier: Any, results: Any) -> None:
     results.put(_race(url, names))
-    barrier.wait(60)  # a process that has ended holds nothing
+    barrier.wait(PATIENCE_S)  # a process that has ended holds nothing
 
 
 def test_of_a_hundred_at_once_ten_get_in_where_ten_have_room(made: Made) -> None:
@@ -295,11 +295,11 @@ def test_of_a_hundred_at_once_ten_get_in_where_ten_have_room(made: Made) -> None
     racers = [context.Process(target=_race_and_stay, args=(url, list(range(i, 100, 4)), barrier, results)) for i in range(4)]
     for racer in racers:
         racer.start()
-    entered = [name for _ in racers for name in results.get(timeout=60)]
+    entered = [name for _ in racers for name in results.get(timeout=PATIENCE_S)]
     alive = held(made.ledger)
-    barrier.wait(60)
+    barrier.wait(PATIENCE_S)
     for racer in racers:
-        racer.join(60)
+        racer.join(PATIENCE_S)
     assert len(entered) == 10
     assert sorted(int(r.run_id, 16) for r in alive) == sorted(entered)
     assert sum(r.expected_nusd or 0 for r in alive) == 100 * CENT

@@ -306,6 +306,19 @@ def test_a_budget_that_kills_ends_its_runs(runs: Runs) -> None:
     assert reserved(runs) == 0
 
 
+def test_a_run_whose_files_are_read_meanwhile_counts_once(runs: Runs) -> None:
+    """By ``sync --watch`` into the same ledger: it is ended at the budget's limit, and not at half of it."""
+    env = runs.env | budget(runs, "kill")
+    with subprocess.Popen([sys.executable, "-m", "spendmeter", "--ledger", runs.ledger, "sync", "--watch"], env=env) as watch:
+        done = runs.run(runs.cli("claude"), flags=FLAGS, env=env | {"RUNAWAY_EVERY_S": "0.4"})
+        watch.send_signal(signal.SIGTERM)
+    assert done.returncode == 3
+    told = runs.told()
+    over = next(i for i, call in enumerate(told) if call["cost_nusd"] >= CAP_USD * 10**9)
+    assert told[-1]["at_s"] - told[over]["at_s"] < PROMISE_S
+    assert runs.exact()["outcome"] == "max_budget"
+
+
 def test_a_budget_that_only_blocks_ends_no_run(runs: Runs) -> None:
     """It hears what the run uses, and the next one is not let in."""
     env = budget(runs, "block") | {"RUNAWAY_CALLS": "60"}

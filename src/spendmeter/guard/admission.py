@@ -98,8 +98,8 @@ def check(ledger: Ledger, budgets: Budgets, subject: Subject, *, at_ms: int | No
 
 def _run(conn: Connection, subject: Subject, run_id: str, most: tuple[int | None, int | None], at: int) -> Reservation:
     """What the run would set aside, *most* at the most: nano-USD and tokens."""
-    limited = zip(expected(conn, subject), most, strict=True)
-    return Reservation(run_id, subject, at, *[min((n for n in pair if n is not None), default=None) for pair in limited])
+    nusd, tokens = (min((n for n in pair if n is not None), default=None) for pair in zip(expected(conn, subject), most, strict=True))
+    return Reservation(run_id, subject, at, nusd, tokens)
 
 
 class _Seen(NamedTuple):
@@ -115,10 +115,11 @@ def _look(conn: Connection, budgets: Sequence[Budget], run: Reservation, at: int
     """What is still to be recorded of a run that has ended stays set aside: it is spent, and nowhere else."""
     alive, dead = reservations.parted(conn, at)
     pending = [r for r in dead if is_pending(r.run_id)]
-    states = [_holding(budgeting.state(conn, b, run.subject, at), [*alive, *pending]) for b in budgets if b.covers(run.subject)]
+    holders = [*alive, *pending]
+    states = [_holding(budgeting.state(conn, b, run.subject, at, holders), holders) for b in budgets if b.covers(run.subject)]
     guarding = [s for s in states if s.budget.action in GUARDING]
     waits = bool(pending) and not any(s.over for s in guarding)
-    return _Seen(states, _refusals(guarding, run, [*alive, *pending]), waits, [r for r in dead if r not in pending])
+    return _Seen(states, _refusals(guarding, run, holders), waits, [r for r in dead if r not in pending])
 
 
 def _holding(state: State, holders: Sequence[Reservation]) -> State:

@@ -16,6 +16,7 @@ from spendmeter.guard import verdict
 from spendmeter.ledger import Ledger, budgeting, now_ms, reservations
 from spendmeter.ledger.budgeting import State
 from spendmeter.ledger.reservations import Reservation
+from spendmeter.reconcile.facts import Key
 
 BEAT_MS = 15_000  # a reservation is renewed so often where nothing has changed
 PACE_MS = 500  # and no more often than that where something has
@@ -42,7 +43,7 @@ class Standing(NamedTuple):
 
 def standings(
     conn: Connection, killers: Iterable[Budget], mine: Reservation, models: AbstractSet[str], at_ms: int,
-    state: Callable[[Connection, Budget, Subject, int], State] = budgeting.state,
+    state: Callable[[Connection, Budget, Subject, int, list[Reservation]], State] = budgeting.state,
 ) -> Iterator[Standing]:  # fmt: skip
     """Those of *killers* that the run counts for, as they stand now.
 
@@ -52,17 +53,20 @@ def standings(
         state: looks up where a budget stands.
     """
     others = [r for r in reservations.held(conn, at_ms) if r.run_id != mine.run_id]
+    held = [*others, mine]
     for budget in killers:
         subject = _counted(budget, mine.subject, models)
         if subject is not None:
-            found = state(conn, budget, subject, at_ms)
+            found = state(conn, budget, subject, at_ms, held)
             yield Standing(found, mine.used(budget), sum(r.used(budget) for r in others if r.counts(budget, found.value)))
 
 
-def using(run: Reservation, used_nusd: int | None, used_tokens: int | None, models: AbstractSet[str]) -> Reservation:
-    """*run* once it has used so much, of *models*."""
-    model = run.subject.model or min(models, default=None)
-    return replace(run, subject=replace(run.subject, model=model), used_nusd=used_nusd, used_tokens=used_tokens)
+def using(
+    run: Reservation, used_nusd: int | None, used_tokens: int | None, models: AbstractSet[str], sessions: AbstractSet[Key] = frozenset()
+) -> Reservation:
+    """*run* once it has used so much, of *models*, in *sessions* among others."""
+    subject = replace(run.subject, model=run.subject.model or min(models, default=None))
+    return replace(run, subject=subject, used_nusd=used_nusd, used_tokens=used_tokens, sessions=run.sessions | sessions)
 
 
 class Ticket:
@@ -82,8 +86,9 @@ class Ticket:
         self._states: dict[str, tuple[tuple[object, ...], State]] = {}
 
     def beat(
-        self, ledger: Ledger, used_nusd: int | None, used_tokens: int | None, models: AbstractSet[str], at_ms: int | None = None
-    ) -> str | None:
+        self, ledger: Ledger, used_nusd: int | None, used_tokens: int | None, models: AbstractSet[str],
+        sessions: AbstractSet[Key] = frozenset(), *, at_ms: int | None = None,
+    ) -> str | None:  # fmt: skip
         """Renews the reservation, and looks whether a budget has run out meanwhile.
 
         To be called often, by one thread: it does nothing more than twice a second. Not after the run's commit, which ends the
@@ -92,6 +97,7 @@ class Ticket:
         Args:
             used_nusd: what the run has used so far, as far as is known; likewise *used_tokens*.
             models: those that it is known to have called.
+            sessions: those that it is known to go on in; what the ledger has of them since the run began counts as the run's.
 
         Returns:
             The line that says which budget is used up and ends the run, by what the ledger holds and what all runs under way have
@@ -105,7 +111,7 @@ class Ticket:
             return None
         self._looked_ms = at
         self._models |= models
-        self.reservation = using(self.reservation, used_nusd, used_tokens, models)
+        self.reservation = using(self.reservation, used_nusd, used_tokens, models, sessions)
         if self.reservation != self._told or not 0 <= at - self._told_ms < BEAT_MS:
             with ledger.write(PATIENCE_MS) as conn:
                 reservations.put(conn, self.reservation, at)
@@ -129,12 +135,12 @@ class Ticket:
                     return line
         return None
 
-    def _state(self, moved: int, conn: Connection, budget: Budget, subject: Subject, at: int) -> State:
-        """Where the budget stands by the ledger; summed up anew only if the ledger or the minute is another."""
-        key = (moved, at // MINUTE_MS, subject)
+    def _state(self, moved: int, conn: Connection, budget: Budget, subject: Subject, at: int, held: list[Reservation]) -> State:
+        """Where the budget stands by the ledger; summed up anew only if the ledger, the minute or who is under way is another."""
+        key = (moved, at // MINUTE_MS, subject, {r.run_id: r.sessions for r in held})
         known = self._states.get(budget.name)
         if known is None or known[0] != key:
-            known = self._states[budget.name] = (key, budgeting.state(conn, budget, subject, at))
+            known = self._states[budget.name] = (key, budgeting.state(conn, budget, subject, at, held))
         return known[1]
 
 

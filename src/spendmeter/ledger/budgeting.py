@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from spendmeter.ledger import reservations
 from spendmeter.ledger.posting import label
 from spendmeter.ledger.readings import Reading, edges, readings
 from spendmeter.ledger.reservations import Reservation
-from spendmeter.ledger.spend import Sum, spent_one
+from spendmeter.ledger.spend import Sum, spent_one, spent_under_way
 from spendmeter.records import iso, usd
 
 if TYPE_CHECKING:
@@ -108,12 +108,17 @@ def states(ledger: Ledger, budgets: Budgets, at_ms: int, subject: Subject | None
     return [_state(r, r.budget.value(subject), _reserved(r.budget, held)) for r in found if r.budget.covers(subject)]
 
 
-def state(conn: Connection, budget: Budget, subject: Subject, at_ms: int) -> State:
-    """*budget* as it stands for a run of *subject* at *at_ms*: no forecast, no burn windows, nothing read that is not needed."""
+def state(conn: Connection, budget: Budget, subject: Subject, at_ms: int, held: Collection[Reservation] | None = None) -> State:
+    """*budget* as it stands for a run of *subject* at *at_ms*: no forecast, no burn windows, nothing read that is not needed.
+
+    What *held*, the runs under way, have used is reserved and not spent, also where the ledger has read it in their sessions meanwhile.
+    """
     value = budget.value(subject)
     window, since_ms, until_ms = edges(budget, at_ms)
-    reserved = _reserved(budget, reservations.held(conn, at_ms))[value]
-    return State(budget, value, window, *spent_one(conn, budget, since_ms, until_ms, value), reserved)
+    held = reservations.held(conn, at_ms) if held is None else held
+    amount, unpriced = spent_one(conn, budget, since_ms, until_ms, value)
+    amount -= spent_under_way(conn, budget, since_ms, until_ms, value, [(r.sessions, r.started_ms) for r in held])
+    return State(budget, value, window, amount, unpriced, _reserved(budget, held)[value])
 
 
 def _standing(reading: Reading, held: Iterable[Reservation]) -> list[State]:

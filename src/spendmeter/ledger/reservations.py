@@ -13,11 +13,15 @@ from spendmeter.ledger import liveness
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.bulk import upsert
 from spendmeter.ledger.store import dump
+from spendmeter.reconcile.facts import Key
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """One run under way: what it is expected to use, and what it has used so far; None is not known."""
+    """One run under way: what it is expected to use, and what it has used so far; None is not known.
+
+    ``sessions``: where it writes down what it uses, so that the ledger may know some of that already.
+    """
 
     run_id: str
     subject: Subject
@@ -26,6 +30,7 @@ class Reservation:
     expected_tokens: int | None = None
     used_nusd: int | None = None
     used_tokens: int | None = None
+    sessions: frozenset[Key] = frozenset()
 
     def amount(self, budget: Budget) -> int:
         """What it takes of *budget*, in the budget's unit: what is expected, or what it has used if that is more."""
@@ -68,10 +73,11 @@ def find(conn: Connection, run_id: str) -> tuple[Reservation, int] | None:
 
 def put(conn: Connection, reservation: Reservation, at_ms: int, holder: liveness.Mark | None = None) -> None:
     """Sets aside for a run of *holder*, by default this process, or renews what was: it counts as alive at *at_ms*."""
-    told = {name: getattr(reservation, name) for name in Reservation.__slots__ if name != "subject"}
+    told = {name: getattr(reservation, name) for name in Reservation.__slots__ if name not in ("subject", "sessions")}
     s = reservation.subject
     of = {"agent": s.agent or "unknown", "task": s.task or "unknown", "cli": s.cli, "model": s.model, "repo": s.repo}
-    upsert(conn, t.reservations, [told | of | {"attrs": dump(dict(s.attrs)), "beat_ms": at_ms} | (holder or liveness.own())._asdict()])
+    told |= of | {"attrs": dump(dict(s.attrs)), "sessions": dump(sorted(reservation.sessions)) if reservation.sessions else None}
+    upsert(conn, t.reservations, [told | {"beat_ms": at_ms} | (holder or liveness.own())._asdict()])
 
 
 def drop(conn: Connection, run_id: str) -> None:
@@ -82,5 +88,6 @@ def drop(conn: Connection, run_id: str) -> None:
 def _reservation(row: Any) -> Reservation:
     subject = Subject(row.agent, row.task, row.cli, row.model, row.repo, json.loads(row.attrs))
     return Reservation(
-        row.run_id, subject, row.started_ms, row.expected_nusd, row.expected_tokens, row.used_nusd, row.used_tokens
+        row.run_id, subject, row.started_ms, row.expected_nusd, row.expected_tokens, row.used_nusd, row.used_tokens,
+        frozenset((cli, session) for cli, session in json.loads(row.sessions or "[]")),
     )  # fmt: skip

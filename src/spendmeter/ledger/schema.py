@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Ta
 
 from spendmeter.records import Usage
 
-HEAD = "0005"
+HEAD = "0006"
 META = MetaData()
 BIG = BigInteger()
 
@@ -193,6 +193,7 @@ reservations = Table(
     Column("repo", Text), Column("attrs", Text, nullable=False), Column("started_ms", BIG, nullable=False),
     Column("beat_ms", BIG, nullable=False),
     Column("expected_nusd", BIG), Column("expected_tokens", BIG), Column("used_nusd", BIG), Column("used_tokens", BIG),
+    Column("sessions", Text),  # [[cli, session], ...] that the run is known to go on in; None: none
 )  # fmt: skip
 
 # Budget thresholds that were crossed, one row for each notifier. Kept as the memory of what was told.

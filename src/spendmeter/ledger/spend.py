@@ -7,12 +7,12 @@ with edges on whole minutes that touch add up. Which runs and models count is wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import reduce
 from operator import add
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, Connection, Select, case, cast, false, func, literal, or_, select
+from sqlalchemy import JSON, ColumnElement, Connection, Select, case, cast, exists, false, func, literal, or_, select
 
 from spendmeter.attribution import TAGS as OF_ENTRY
 from spendmeter.budgets.model import TAGS, Budget, Unit
@@ -20,7 +20,9 @@ from spendmeter.budgets.periods import MINUTE_MS
 from spendmeter.ledger import schema as t
 from spendmeter.ledger import tagging
 from spendmeter.ledger.amounts import SUMS, Where
+from spendmeter.ledger.bulk import among
 from spendmeter.ledger.query import within
+from spendmeter.reconcile.facts import Key
 
 _COST = ("reported_nusd", "estimated_nusd")
 _TOKENS = SUMS[:5]  # all that are billed
@@ -46,11 +48,36 @@ def spent(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int 
 
 def spent_one(conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None, value: str | None) -> Sum:
     """What one value of ``budget.per`` has spent in a window; *value* means nothing where the budget has no ``per``."""
-    rows = _rows(conn, budget, since_ms, until_ms, literal(""))
+    return _sum_one(conn, budget, since_ms, until_ms, value)
+
+
+def _sum_one(
+    conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None, value: str | None, *of: ColumnElement[bool]
+) -> Sum:
+    rows = _rows(conn, budget, since_ms, until_ms, literal("")).where(*of)
     if budget.per is not None:
         rows = rows.where(_equals(conn, budget.unit, budget.per, value or ""))
     amount, unpriced = conn.execute(select(*_summed(rows.subquery()))).one()
     return Sum(int(amount or 0), int(unpriced or 0))
+
+
+def spent_under_way(
+    conn: Connection, budget: Budget, since_ms: int | None, until_ms: int | None, value: str | None,
+    runs: Iterable[tuple[Collection[Key], int]],
+) -> int:  # fmt: skip
+    """What of ``spent_one`` was used by *runs*, (sessions, when it began) of each: what their sessions hold from then on."""
+    began = {key: at_ms for keys, at_ms in runs for key in keys}
+    if not began or budget.unit == "runs":
+        return 0
+    s, r = t.sessions.c, t.runs.alias()
+    named = among(conn, select(s.id, s.cli, s.session).where(s.cli.in_({cli for cli, _ in began})), s.session, {name for _, name in began})
+    theirs = [
+        (t.entries.c.session_id == row.id) & (t.entries.c.minute_ms >= at_ms - at_ms % MINUTE_MS) & (r.c.ended_ms >= at_ms)
+        for row in named
+        if (at_ms := began.get((row.cli, row.session))) is not None
+    ]
+    of_run = (r.c.session_id == t.entries.c.session_id) & (r.c.run_key == t.entries.c.run_key)
+    return _sum_one(conn, budget, since_ms, until_ms, value, exists().where(of_run, or_(*theirs))).amount if theirs else 0
 
 
 def by_minute(conn: Connection, budget: Budget, since_ms: int) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from spendmeter.runner.process import Child
     from spendmeter.runner.warm import Loader
 
-Beat = Callable[[int | None, int | None, AbstractSet[str]], str | None]  # of a ticket
+Beat = Callable[[int | None, int | None, AbstractSet[str], AbstractSet[tuple[str, str]]], str | None]  # of a ticket
 BEAT_S = 0.1  # the ticket itself knows how often the ledger is to be asked
 LAST_BEAT_S = 2.0
 BLIND_S = 10.0  # a CLI may take a while to name its session
@@ -157,7 +157,8 @@ class Limits:
             return None
         beat: Beat
         if isinstance(ticket, CentralTicket):
-            beat = ticket.beat
+            central = ticket
+            beat = lambda nusd, tokens, models, _: central.beat(nusd, tokens, models)  # noqa: E731 - its ledger reads no files of this host
         elif ready.ledger is not None:
             beat = partial(ticket.beat, ready.ledger)
         else:
@@ -222,7 +223,7 @@ class _Beats(threading.Thread):
         while self.line is None and not self._end.wait(BEAT_S):
             r = self.reading
             try:
-                self.line = self._beat(*((r.nusd, r.tokens, r.models) if r else (None, None, frozenset())))
+                self.line = self._beat(*((r.nusd, r.tokens, r.models, r.sessions) if r else (None, None, frozenset(), frozenset())))
             except SpendmeterError:  # the next beat tries again
                 continue
             except Exception as e:  # noqa: BLE001 - metering never breaks the run

@@ -31,12 +31,16 @@ STEP_BYTES = 4 << 20  # read of one file before standard output has its turn aga
 
 
 class Reading(NamedTuple):
-    """What a run has used so far: nano-USD (None where no price is known), billed tokens, by which models, and which have no price."""
+    """What a run has used so far: nano-USD (None where no price is known), billed tokens, by which models, which of them have no price.
+
+    ``sessions``: (cli, session) that it goes on in.
+    """
 
     nusd: int | None
     tokens: int
     models: frozenset[str] = frozenset()
     unpriced: frozenset[str] = frozenset()
+    sessions: frozenset[tuple[str, str]] = frozenset()
 
 
 class Live:
@@ -121,7 +125,8 @@ class Live:
         claims = batch_of(run, told)[0].claims
         book = self._book.copy()
         book.add_all([*unsure, *claims])
-        return _sum(self._pieces(book, run, claims), self._prices)
+        used = _sum(self._pieces(book, run, claims), self._prices)
+        return used._replace(sessions=frozenset((c.cli, c.session) for c in claims if c.session in run.sessions))
 
     def _pieces(self, book: Book, run: FinishedRun, claims: Iterable[Claim]) -> Iterable[tuple[Piece, int]]:
         """The run's own, each with the time of those of its calls that have none. A session that began in it is its own whole."""
