@@ -59,7 +59,7 @@ def test_top_follows_the_ledger_on_a_terminal(tmp_path: Path) -> None:
     read_until(ours, b"latecomer")
     top.send_signal(2)
     read_until(ours, b"\x1b[?1049l")
-    assert top.wait(timeout=10) == 130
+    assert top.wait(timeout=60) == 130
     os.close(ours)
 
 

@@ -127,7 +127,7 @@ def test_a_run_holds_its_reservation_until_its_usage_stands_for_it(guarded: Guar
     guarded.budgets(BUDGET.replace("ACTION", "block").replace("1,", "9,"))
     run = guarded.start(CLAUDE, env={"FAKE_LIVE_S": "1", "FAKE_CASE": str(CASES / "json-single")})
     held = until(guarded.held)
-    assert run.communicate(timeout=30)[1] == b""
+    assert run.communicate(timeout=60)[1] == b""
     assert guarded.held() == []
     with closing(Ledger(Settings(guarded.ledger))) as ledger, ledger.read() as conn:
         assert [row.run_id for row in conn.execute(select(t.processes))] == held
@@ -155,7 +155,7 @@ def test_a_start_waits_for_a_dead_run_that_is_just_being_recorded(guarded: Guard
     time.sleep(1)
     assert next_one.poll() is None
     taken.release()
-    assert next_one.communicate(timeout=30)[1] == b""
+    assert next_one.communicate(timeout=60)[1] == b""
     assert next_one.returncode == 7
     assert guarded.pending() == []
 

@@ -118,7 +118,7 @@ def test_a_daemon_that_is_busy_is_asked_again(host: Host, daemon: Central) -> No
     run = host.start("sh", "-c", "exit 7", env={"SPENDMETER_BUDGETS_ON_ERROR": "block"})
     until(lambda: len(daemon.asked) > 1)
     daemon.admission = 200, ADMITTED, 0.0
-    assert (run.communicate(timeout=30)[1], run.returncode) == (b"", 7)
+    assert (run.communicate(timeout=60)[1], run.returncode) == (b"", 7)
     assert len({doc["run_id"] for _, _, doc in daemon.asked}) == 1
 
 

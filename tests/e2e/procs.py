@@ -83,7 +83,7 @@ class Daemon:
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)
 
 
 class Prometheus:
@@ -111,7 +111,7 @@ class Prometheus:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
 
 
 class AlertingPrometheus(Prometheus):
@@ -152,7 +152,7 @@ class Alertmanager:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=60)
 
 
 def _labels(metric: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

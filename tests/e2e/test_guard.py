@@ -152,4 +152,4 @@ def ending(runs: list[Run]) -> Iterator[None]:
         for run in runs:
             run.send_signal(signal.SIGTERM)
         for run in runs:
-            run.communicate(timeout=30)
+            run.communicate(timeout=60)
