@@ -312,10 +312,9 @@ class Rule:
             return [calls]
         return [[c for c in calls if not c.call_id.startswith(NAMELESS)], [c for c in calls if "otlp" in c.views]]
 
-    def best_view(self) -> list[CallFact]:
-        """The calls, each once: of views that cannot be joined the one that tells most."""
-        calls = list(self.facts.calls.values())
-        return max(self._call_views(calls), key=lambda view: total(c.usage for c in view).tokens)
+    def views(self) -> list[list[CallFact]]:
+        """The calls, in each view once; views cannot be joined, and in each stretch one of them tells most."""
+        return self._call_views(list(self.facts.calls.values()))
 
     def _by_segment(self, name: str, calls: list[CallFact], levels: list[Level]) -> Usage:
         """Segments add up; in each, the larger of its calls and of what its reading rose by."""
