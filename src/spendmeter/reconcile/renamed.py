@@ -84,13 +84,13 @@ def _equal(printed: ByName, wrote: ByName) -> Iterator[tuple[str, str]]:
 
 def _covered(printed: ByName, wrote: ByName) -> Iterator[tuple[str, str]]:
     """Pairs where *printed* holds all of *wrote*, and more: a name that was not printed is one that used as much, or at least so much."""
-    shown = {n: _shown(used) for n, used in printed.items() if n not in wrote}
+    loose = {n: shown(used) for n, used in printed.items() if n not in wrote}
     for m in wrote.keys() - printed.keys():
-        mine = _shown(wrote[m])
-        same = [n for n, used in shown.items() if used == mine]
-        yield from ((n, m) for n in same or [n for n, used in shown.items() if all(a >= b for a, b in zip(used, mine, strict=True))])
+        mine = shown(wrote[m])
+        same = [n for n, used in loose.items() if used == mine]
+        yield from ((n, m) for n in same or [n for n, used in loose.items() if all(a >= b for a, b in zip(used, mine, strict=True))])
 
 
-def _shown(used: Usage) -> tuple[int, int]:
+def shown(used: Usage) -> tuple[int, int]:
     """What every form tells alike: what was read from the cache, and output without thoughts."""
     return used.cache_read or 0, (used.tokens_out or 0) - (used.reasoning or 0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.helpers import unseen
 from spendmeter.reconcile.names import POOL, UNKNOWN
 from spendmeter.reconcile.rule import FOREVER, RUN_PARTS, Cells, Foreign, Rule, apply
 from spendmeter.reconcile.views import View
@@ -87,7 +88,10 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     shares = _by_time(rule, runs, whole) if _is_dated(rule) else _by_level(rule, runs, whole)
     made = _Pieces(rule)
     slices = [made.slice(*share) for share in shares]
-    return [replace(s, unknown=_unknown(rule, share[0], s, first=i == 0)) for i, (s, share) in enumerate(zip(slices, shares, strict=True))]
+    return [
+        replace(s, unknown=_unknown(rule, share[0], s, share[3:], first=i == 0))
+        for i, (s, share) in enumerate(zip(slices, shares, strict=True))
+    ]
 
 
 def _is_dated(rule: Rule) -> bool:
@@ -97,14 +101,14 @@ def _is_dated(rule: Rule) -> bool:
     return bool(rule.segments) or any(c.at_ms is not None and c.views & told for c in rule.facts.calls.values())
 
 
-def _unknown(rule: Rule, run: _Run, made: RunSlice, *, first: bool) -> tuple[str, ...]:
+def _unknown(rule: Rule, run: _Run, made: RunSlice, window: tuple[int, int], *, first: bool) -> tuple[str, ...]:
     """What nothing tells, in the user's words."""
     if not any(p.usage.known for p in made.pieces):
         if run.implied or (run.readings and not (rule.stdout_only and rule.facts.cli in SILENT)):
             return ()
         return ("usage: nothing printed and no session file tells it",)
     if not rule.stdout_only:
-        return ()
+        return unseen(rule, run.readings, ((p.asked, p.calls) for p in made.pieces), *window)
     if not run.readings:
         return ("tokens_out: the stream ended without a result, what is counted is a lower bound",)
     untold = [UNTOLD[rule.facts.cli]] if rule.facts.cli in UNTOLD else []
