@@ -64,3 +64,10 @@ def test_tags_of_exports_hold_from_the_first_of_them(ledger: Ledger, tmp_path: P
         ingest.ingest_paths(ledger, [lines(tmp_path / f"{len(str(first))}.jsonl", first)])
         ingest.sync(ledger, home=tmp_path)
     assert by_task(ledger) == {"first": 2, "unknown": 5, "third": 1}
+
+
+def test_exports_alone_tell_whose_each_run_is(ledger: Ledger, tmp_path: Path) -> None:
+    """A session was resumed for other tasks and no file tells of it: each call is of the tags that came with it."""
+    for second, task, n in ((21, "third", 1), (1, "first", 2), (11, "second", 5), (12, "second", 3), (1, "first", 2)):
+        ingest.ingest_paths(ledger, [lines(tmp_path / f"{second}.jsonl", [exported(second, task, n)])])
+    assert by_task(ledger) == {"first": 2, "second": 8, "third": 1}

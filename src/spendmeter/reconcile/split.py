@@ -86,12 +86,10 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     if not (runs or whole.cells):
         return []  # all that it held is another session's
     shares = _by_time(rule, runs, whole) if _is_dated(rule) else _by_level(rule, runs, whole)
-    made = _Pieces(rule)
-    slices = [made.slice(*share) for share in shares]
-    return [
-        replace(s, unknown=_unknown(rule, share[0], s, share[3:], first=i == 0))
-        for i, (s, share) in enumerate(zip(slices, shares, strict=True))
-    ]
+    pieces = _Pieces(rule)
+    slices = [pieces.slice(*share) for share in shares]
+    told = enumerate(zip(slices, shares, strict=True))
+    return [replace(made, unknown=_unknown(rule, of[0], made, of[3:], first=i == 0)) for i, (made, of) in told]
 
 
 def _is_dated(rule: Rule) -> bool:
@@ -332,7 +330,8 @@ def _owners(rule: Rule, runs: list[_Run]) -> Callable[[int, int], _Run | None]:
 def _implied(rule: Rule, after: int) -> _Run:
     """The run that files alone tell of: a segment, or the whole session where there is none."""
     segment = rule.segment_at(after + 1)
-    start = rule.segments[segment].start_ms if segment is not None and segment > 0 else 0
+    begun = max((b for b in rule.begins if after >= 0 and b <= after + 1), default=0)
+    start = rule.segments[segment].start_ms if segment is not None and segment > 0 else begun
     return _Run(f"{rule.facts.session}@{start}", implied=True)
 
 
