@@ -64,13 +64,13 @@ class Dump:
 def dumped() -> list[Chain]:
     """Every captured run whose telemetry was captured too."""
     found = [c for c in all_chains() if (c.folders[-1] / "otlp").is_dir()]
-    assert len(found) == 16
+    assert len(found) >= 16
     return found
 
 
 def dumps_of(chain: Chain) -> list[Dump]:
     """Its requests in order of arrival."""
-    told = [json.loads(p.read_text()) for p in sorted((chain.folders[-1] / "otlp").iterdir())]
+    told = [json.loads(p.read_text()) for folder in chain.folders for p in sorted((folder / "otlp").iterdir())]
     return [Dump(d["path"].rpartition("/")[2], d["request"], JSON if d["wire"] == "json" else PROTOBUF) for d in told]
 
 

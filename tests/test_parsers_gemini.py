@@ -104,6 +104,19 @@ def test_the_stream_says_that_it_leaves_something_out() -> None:
     assert (both.unknown, total(p.usage for p in both.pieces).reasoning) == ((), 378)
 
 
+def test_what_nothing_tells_of_helpers_is_said() -> None:
+    """The router is in no chat: a run that printed no stats may have used more; printed or exported, it is known."""
+    chat = told(header(0), answer(1, "a", 2), header(10), answer(11, "b", 1))
+    words = [[u.partition(":")[0] for u in r.unknown] for r in split(book_of(chat, told(stats(main=2))).sessions["gemini", "s"])]
+    assert words == [[], ["helpers"]]
+    init = {"type": "init", "session_id": "s", "model": "m", "timestamp": "2026-11-21T23:31:00Z"}
+    end = {"type": "result", "status": "success", "timestamp": "2026-11-21T23:31:09Z"}
+    main = {"input_tokens": 20, "cached": 8, "output_tokens": 6}
+    for models, word in (({"m": main}, []), ({"m": main, "lite": main}, ["helpers"]), ({"m": main | {"output_tokens": 7}}, ["helpers"])):
+        book = book_of(told(header(0), answer(1, "a", 2)), told(init, end | {"stats": {"models": models}}))
+        assert [[u.partition(":")[0] for u in r.unknown] for r in split(book.sessions["gemini", "s"])] == [word]
+
+
 def test_json_and_stream_runs_of_one_session_add_up() -> None:
     """Runs printed in different forms are still different runs."""
     init = {"type": "init", "session_id": "s", "model": "m", "timestamp": "2026-11-21T23:31:00Z"}

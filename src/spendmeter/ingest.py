@@ -196,7 +196,7 @@ def _claims(observations: Iterable[Observation], stream: Stream, tags: Tags) -> 
     for cli, kind in sorted(stream.kinds):
         for session, last in stream.ends(cli, kind).items():
             if not (kind == "stdout" and session in told):
-                out.append(Claim(cli, session, word, tags, end_ms=last))
+                out.append(Claim(cli, session, word, tags, start_ms=stream.begins(cli, kind).get(session), end_ms=last))
     return out
 
 

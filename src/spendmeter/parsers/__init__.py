@@ -87,6 +87,10 @@ class Stream:
         """Time of each session's last own row in what one reader has read, None where its rows bear no time."""
         return dict(self._readers[cli, kind].last_ms)
 
+    def begins(self, cli: str, kind: str) -> dict[str, int]:
+        """Time of the begin of each session's first run in what one reader has read, where it knows that."""
+        return dict(getattr(self._readers[cli, kind], "first_ms", {}))
+
     @property
     def claims(self) -> list[Claim]:
         """What the source itself says of whose its sessions are: telemetry does."""

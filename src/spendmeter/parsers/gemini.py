@@ -110,6 +110,7 @@ class StdoutReader:
         self._source = source
         self._session, self._key = "", ""
         self.out: list[Observation] = []
+        self.first_ms: dict[str, int] = {}
         self.last_ms: dict[str, int | None] = {}
 
     def row(self, line: int, r: dict[str, Any]) -> None:
@@ -118,6 +119,8 @@ class StdoutReader:
             self._session, at = text(r.get("session_id")) or "", when_ms(r.get("timestamp"))
             self._key = f"{self._session}:{at}"
             self.last_ms[self._session] = at
+            if at is not None:
+                self.first_ms.setdefault(self._session, at)
         elif r.get("type") == "result":
             self._stream_result(line, r)
         else:

@@ -160,7 +160,8 @@ class SessionFacts:
                 {**old.tags.attrs, **o.tags.attrs},
             )
             new = replace(
-                o, tags=tags, run_key=o.run_key or old.run_key, start_ms=o.start_ms if o.start_ms is not None else old.start_ms,
+                o, tags=tags, run_key=o.run_key or old.run_key,
+                start_ms=_first(o.start_ms, old.start_ms) if o.run_key is None or o.start_ms is None else o.start_ms,
                 end_ms=max((x for x in (o.end_ms, old.end_ms) if x is not None), default=None),
             )  # fmt: skip
         self.claims[o.claim_id] = new

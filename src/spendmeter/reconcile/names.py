@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.renamed import renamed
 
 POOL, UNKNOWN = "~pool", "unknown"
 
@@ -22,6 +23,7 @@ class Names:
     """The cells of one session. Names that cannot be told apart are pooled in one cell, for else usage would be counted twice."""
 
     def __init__(self, facts: SessionFacts) -> None:
+        self._renamed = renamed(facts)
         pairs = {(c.asked, c.answered) for c in facts.calls.values()}
         self.told = {plain(m) for m in [v.model for v in facts.levels.values()] + [p.model for p in facts.parts.values()] if m}
         asked, answered = ({plain(name) for name in names if name} for names in ({a for a, _ in pairs}, {b for _, b in pairs}))
@@ -55,4 +57,5 @@ class Names:
 
     def named(self, model: str) -> str:
         """The cell of a reading's model name."""
-        return POOL if plain(model) in self._pooled else plain(model)
+        name = self._renamed.get(model) or plain(model)
+        return POOL if name in self._pooled else name

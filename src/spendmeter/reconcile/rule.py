@@ -48,7 +48,9 @@ class Rule:
         self.foreign = foreign or Foreign()
         self.facts = facts = without_exports(facts) if is_told_elsewhere(facts, self.foreign.peer_totals) else facts
         self._is_nameless = any(c.startswith(NAMELESS) for c in facts.calls)
-        self._prompts = sorted(facts.prompts)
+        begins = {c.start_ms for c in facts.claims.values() if c.start_ms is not None and not c.run_key}
+        self.begins = [] if facts.prompts else sorted(begins)  # of what was told under one set of tags, where no file tells prompts
+        self._prompts = sorted(facts.prompts or begins)
         self._names = Names(facts)
         self.cell_of, self.cell_named = self._names.of, self._names.named
         self._starts: dict[tuple[str, str], int] = {}
@@ -312,10 +314,9 @@ class Rule:
             return [calls]
         return [[c for c in calls if not c.call_id.startswith(NAMELESS)], [c for c in calls if "otlp" in c.views]]
 
-    def best_view(self) -> list[CallFact]:
-        """The calls, each once: of views that cannot be joined the one that tells most."""
-        calls = list(self.facts.calls.values())
-        return max(self._call_views(calls), key=lambda view: total(c.usage for c in view).tokens)
+    def views(self) -> list[list[CallFact]]:
+        """The calls, in each view once; views cannot be joined, and in each stretch one of them tells most."""
+        return self._call_views(list(self.facts.calls.values()))
 
     def _by_segment(self, name: str, calls: list[CallFact], levels: list[Level]) -> Usage:
         """Segments add up; in each, the larger of its calls and of what its reading rose by."""

@@ -6,17 +6,20 @@ printed results are known it is the readings themselves.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.helpers import unseen
 from spendmeter.reconcile.names import POOL, UNKNOWN
 from spendmeter.reconcile.rule import FOREVER, RUN_PARTS, Cells, Foreign, Rule, apply
+from spendmeter.reconcile.views import View
 from spendmeter.records import NOTHING, Claim, Finish, Level, Part, Tags, Usage, tokens_only, total
 
 DATED_ON_STDOUT = frozenset({"opencode"})  # they print each call of the main agent, with its time
+MAIN = frozenset({"main"})
 SILENT = frozenset({"codex", "copilot"})  # they print the end of a run that used something, and not what
 UNTOLD = {  # what a CLI prints of no run
     "codex": "subagents: codex does not print what they used, only its session files tell",
@@ -83,9 +86,10 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
     if not (runs or whole.cells):
         return []  # all that it held is another session's
     shares = _by_time(rule, runs, whole) if _is_dated(rule) else _by_level(rule, runs, whole)
-    made = _Pieces(rule)
-    slices = [made.slice(*share) for share in shares]
-    return [replace(s, unknown=_unknown(rule, share[0], s, first=i == 0)) for i, (s, share) in enumerate(zip(slices, shares, strict=True))]
+    pieces = _Pieces(rule)
+    slices = [pieces.slice(*share) for share in shares]
+    told = enumerate(zip(slices, shares, strict=True))
+    return [replace(made, unknown=_unknown(rule, of[0], made, of[3:], first=i == 0)) for i, (made, of) in told]
 
 
 def _is_dated(rule: Rule) -> bool:
@@ -95,14 +99,14 @@ def _is_dated(rule: Rule) -> bool:
     return bool(rule.segments) or any(c.at_ms is not None and c.views & told for c in rule.facts.calls.values())
 
 
-def _unknown(rule: Rule, run: _Run, made: RunSlice, *, first: bool) -> tuple[str, ...]:
+def _unknown(rule: Rule, run: _Run, made: RunSlice, window: tuple[int, int], *, first: bool) -> tuple[str, ...]:
     """What nothing tells, in the user's words."""
     if not any(p.usage.known for p in made.pieces):
         if run.implied or (run.readings and not (rule.stdout_only and rule.facts.cli in SILENT)):
             return ()
         return ("usage: nothing printed and no session file tells it",)
     if not rule.stdout_only:
-        return ()
+        return unseen(rule, run.readings, ((p.asked, p.calls) for p in made.pieces), *window)
     if not run.readings:
         return ("tokens_out: the stream ended without a result, what is counted is a lower bound",)
     untold = [UNTOLD[rule.facts.cli]] if rule.facts.cli in UNTOLD else []
@@ -258,14 +262,15 @@ def _begun(rule: Rule, shown_ms: int, runs: list[_Run]) -> int:
 
 def _date_by_share(rule: Rule, runs: list[_Run], ends: list[int], taken: set[int]) -> None:
     """Dates runs that tell their own usage and no time: by the segment whose calls are just that, else by order."""
-    told = [(total(own.values()), r) for r in runs if (own := _own_parts(rule, r, frozenset({"main"})))]
+    told = [(total(own.values()), total(_own_parts(rule, r).values()), r) for r in runs if (own := _own_parts(rule, r, MAIN))]
     if not told:
         return
     sums = [total(c.values()) for c in rule.along(ends)]
     rises = [(end, tokens_only(b.minus(a))) for end, a, b in zip(ends, [NOTHING, *sums], sums, strict=False)]
     for exact in (True, False):
-        for used, run in sorted(told, key=lambda x: x[1].key):
-            fits = (end for end, rise in rises if (rise == tokens_only(used) if exact else rise.tokens <= used.tokens))
+        for shown, used, run in sorted(told, key=lambda x: x[2].key):  # exports show helpers too, files do not
+            alike = (tokens_only(shown), tokens_only(used))
+            fits = (end for end, rise in rises if (rise in alike if exact else rise.tokens <= used.tokens))
             free = (end for end in fits if end not in taken)
             if run.end_ms is None and (end := next(free, None)) is not None:
                 run.end_ms = end
@@ -325,7 +330,8 @@ def _owners(rule: Rule, runs: list[_Run]) -> Callable[[int, int], _Run | None]:
 def _implied(rule: Rule, after: int) -> _Run:
     """The run that files alone tell of: a segment, or the whole session where there is none."""
     segment = rule.segment_at(after + 1)
-    start = rule.segments[segment].start_ms if segment is not None and segment > 0 else 0
+    begun = max((b for b in rule.begins if after >= 0 and b <= after + 1), default=0)
+    start = rule.segments[segment].start_ms if segment is not None and segment > 0 else begun
     return _Run(f"{rule.facts.session}@{start}", implied=True)
 
 
@@ -359,19 +365,14 @@ class _Pieces:
 
     def __init__(self, rule: Rule) -> None:
         self._rule, self._shown = rule, rule.shown()
-        calls = rule.best_view()
-        self._calls = sorted((c for c in calls if c.at_ms is not None), key=lambda c: (c.at_ms or 0, c.call_id))
-        self._times = [c.at_ms or 0 for c in self._calls]
-        self._undated = [c for c in calls if c.at_ms is None]
+        self._views = [View(calls) for calls in rule.views()]
         f = rule.facts
         told: list[Level | Part] = [*f.levels.values(), *f.parts.values()]
         self._guessed = {rule.cell_named(x.model) for x in told if x.model and x.guess}
 
     def slice(self, run: _Run, cells: Cells, paid: Cells, after: int, until: int) -> RunSlice:
         """The run with its pieces, tags and dates."""
-        calls = self._calls[bisect_right(self._times, after) : bisect_right(self._times, until)] + (
-            self._undated if until >= FOREVER and after < 0 else []
-        )
+        calls = max((view.within(after, until) for view in self._views), key=lambda cs: total(c.usage for c in cs).tokens)
         by_cell: dict[str, list[CallFact]] = {}
         for c in calls:
             by_cell.setdefault(self._rule.cell_of(c), []).append(c)
@@ -392,6 +393,6 @@ class _Pieces:
 
 def _tag_claim(facts: SessionFacts, until: int, rule: Rule) -> Claim | None:
     """The user's word on the stretch that ends at *until*: of claims without a run, the one that ends first after it."""
-    words = [c for c in facts.claims.values() if not c.run_key]
+    words = [c for c in facts.claims.values() if not c.run_key and (c.start_ms is None or c.start_ms <= until)]
     covering = [c for c in words if c.end_ms is None or _snap(rule, c.end_ms) >= until]
     return min(covering, key=lambda c: (FOREVER if c.end_ms is None else c.end_ms, c.claim_id), default=None)

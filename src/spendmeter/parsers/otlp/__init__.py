@@ -44,11 +44,13 @@ class Reader:
             self._claim(found, tags, r.ended_ms if isinstance(found, Call) else None)
 
     def _claim(self, found: Call | Part, tags: Tags, at: int | None) -> None:
-        """The user's word up to *at*; a point of a metric says it of the whole session, or it would say something new each time."""
+        """The user's word from the first call up to *at*; a point of a metric says it of the whole session, or it would say something
+        new each time."""
         word = f"{m.NAME}:{digest([tags.agent, tags.task, sorted(tags.attrs.items())])}"
         before = self._claims.get((found.session, word))
         end = _later(before.end_ms if before else None, at)
-        self._claims[found.session, word] = Claim(found.cli, found.session, word, tags, end_ms=end)
+        begun = [c for c in (before.start_ms if before else None, found.at_ms if isinstance(found, Call) else None) if c is not None]
+        self._claims[found.session, word] = Claim(found.cli, found.session, word, tags, start_ms=min(begun, default=None), end_ms=end)
 
     def _pass(self, cli: Any, r: m.Record, why: m.Passed) -> None:
         """Names what was passed over by its kind; a record that is broken by itself."""
