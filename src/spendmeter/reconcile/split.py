@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
@@ -72,7 +72,7 @@ class _Cut:
 
     cells: Cells
     paid: Cells
-    order: tuple[int, int] = field(default=(0, 0))
+    order: tuple[int, int] = (0, 0)
 
 
 def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]:
@@ -90,7 +90,7 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
 
 def _is_dated(rule: Rule) -> bool:
     """Whether time is the session's line: exported calls make it so only where results bear times too."""
-    told = {"file", "stdout"} if rule.facts.cli in DATED_ON_STDOUT else {"file"}
+    told = {"file"} | ({"stdout"} if rule.facts.cli in DATED_ON_STDOUT else set())
     told |= {"otlp"} if all(f.ended_ms is not None for f in rule.facts.finishes.values()) else set()
     return bool(rule.segments) or any(c.at_ms is not None and c.views & told for c in rule.facts.calls.values())
 
@@ -205,8 +205,7 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     points.discard(-1)
     line = sorted(points)
     owner = _owners(rule, runs)
-    known: dict[str, _Run] = {r.key: r for r in runs}
-    cuts: list[tuple[_Run, _Cut]] = []
+    known, cuts = {r.key: r for r in runs}, []
     windows = list(zip([-1, *line], line, strict=False))
     dates = {key: _snap(rule, r.end_ms) for r in runs if r.end_ms is not None for key in r.readings}
     for (before, point), cells, paid in zip(windows, rule.along(line, dates=dates), rule.along(line, paid=True, dates=dates), strict=True):
@@ -326,6 +325,9 @@ def _implied(rule: Rule, after: int) -> _Run:
     """The run that files alone tell of: a segment, or the whole session where there is none."""
     segment = rule.segment_at(after + 1)
     start = rule.segments[segment].start_ms if segment is not None and segment > 0 else 0
+    if rule.facts.cli in DATED_ON_STDOUT:  # a killed run has no result, but what it printed was tagged
+        words = [_snap(rule, c.end_ms) for c in rule.facts.claims.values() if not c.run_key and c.end_ms is not None]
+        start = max([start, *(end + 1 for end in words if end <= after)])
     return _Run(f"{rule.facts.session}@{start}", implied=True)
 
 
