@@ -21,7 +21,7 @@ from spendmeter.parsers.changes import Changes
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
-from spendmeter.records import Call, Finish, Observation, Part, Skip, Tags, total
+from spendmeter.records import Call, Claim, Finish, Observation, Part, Skip, Tags, total
 from tests.runs import ROOT, Chain
 
 RUN = ROOT / "opencode" / "json-subagent-anthropic"
@@ -263,6 +263,20 @@ def test_undone_answers_were_paid_for() -> None:
     folders = chain("undo")
     (facts,) = book_of(read_file(folders[-1] / STORE)[0]).sessions.values()
     assert total(Rule(facts).cells().values()).tokens == sum(billed(f) for f in folders)
+
+
+def test_a_silent_run_holds_no_call_of_the_run_before_it() -> None:
+    """A wrapped run in text form has an end and no start: it starts where the run before it ended, calls too."""
+    base, second = chain("undo")[:2]
+    stored = read_file(second / STORE)[0]
+    (session,) = {o.session for o in stored if isinstance(o, Call)}
+    book = book_of(read_file(base / "stdout")[0], stored)
+    claim = Claim(
+        "opencode", session, "c", Tags("dev", "text"), run_key="wrapped", end_ms=max(o.at_ms or 0 for o in stored if isinstance(o, Call))
+    )
+    book.sessions["opencode", session].add_claim(claim)
+    got = [(len(p.calls), p.usage.tokens) for run in split(book.sessions["opencode", session]) for p in run.pieces]
+    assert got == [(2, billed(base)), (2, billed(second))]
 
 
 def test_a_silent_run_is_the_session_that_took_a_prompt(tmp_path: Path) -> None:

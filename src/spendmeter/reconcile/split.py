@@ -202,8 +202,7 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     for claim in rule.facts.claims.values():
         if claim.end_ms is not None and not claim.run_key:
             points.add(_snap(rule, claim.end_ms))
-    points.discard(-1)
-    line = sorted(points)
+    line = sorted(points - {-1})
     owner = _owners(rule, runs)
     known, cuts = {r.key: r for r in runs}, []
     windows = list(zip([-1, *line], line, strict=False))
@@ -218,9 +217,8 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
 
 def _date(rule: Rule, runs: list[_Run]) -> None:
     """Gives each run its end and start on the line, by equal readings, by its own times, else by order."""
-    ends = _segment_ends(rule)
+    ends, readings = _segment_ends(rule), _Readings(rule)
     taken: set[int] = set()
-    readings = _Readings(rule)
     for run in sorted(runs, key=lambda r: (-r.own.tokens, r.key)):
         if run.end_ms is None:
             run.end_ms = readings.equal(run, taken)
@@ -244,7 +242,9 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
             run.start_ms, run.pinned = _begun(rule, run.ended_ms - run.duration_ms, runs) - 1, True
         if not run.pinned and run.end_ms is not None:
             i = rule.segment_at(min(run.end_ms, FOREVER - 1))
-            run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else -1
+            is_dated = rule.facts.cli in DATED_ON_STDOUT  # then a run that printed nothing starts where the one before it ended
+            before = [_snap(rule, r.end_ms) for r in runs if is_dated and r.end_ms is not None and r.end_ms < run.end_ms]
+            run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else max([-1, *before])
 
 
 def _begun(rule: Rule, shown_ms: int, runs: list[_Run]) -> int:
