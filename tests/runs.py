@@ -28,7 +28,7 @@ STDOUT_TELLS_LESS = {  # chains, by name: what is printed is a lower bound
     "codex": "kill",  # a run that fails or is killed prints no usage
     "gemini": "kill|text|max-turns|stream-json",  # the stream leaves out thoughts and tools, the others print nothing
     "qwen": "text|max-turns",
-    "opencode": "subagent",
+    "opencode": "subagent|kills-5|undo-4",  # a run in text form, one through the server
     "copilot": "(?!err)",  # no usage is printed
 }
 STDOUT_TELLS_MORE = {  # nothing printed names a fork's parent

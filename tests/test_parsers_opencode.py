@@ -17,11 +17,12 @@ from spendmeter import ingest
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.parsers import read, read_file
+from spendmeter.parsers.changes import Changes
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
-from spendmeter.records import Call, Finish, Observation, Part, Skip, Tags, total
-from tests.runs import ROOT
+from spendmeter.records import Call, Claim, Finish, Observation, Part, Skip, Tags, total
+from tests.runs import ROOT, Chain
 
 RUN = ROOT / "opencode" / "json-subagent-anthropic"
 STORE = Path("home") / ".local" / "share" / "opencode" / "opencode.db"
@@ -192,3 +193,103 @@ def test_a_cut_database_is_a_skip(tmp_path: Path, cut: int) -> None:
     with path.open("r+b") as handle:
         handle.truncate(cut)
     assert all(isinstance(o, Skip) for o in read_file(path)[0])
+
+
+def chain(name: str) -> list[Path]:
+    folders = sorted((ROOT / "opencode").glob(f"{name}-[0-9]-*"))
+    assert folders
+    return folders
+
+
+def shares(ledger: Ledger) -> dict[str, int]:
+    """All tokens by task."""
+    e = t.entries.c
+    spent = func.sum(e.tokens_in + e.tokens_out + e.cache_read + e.cache_write_5m)
+    with ledger.read() as conn:
+        rows = conn.execute(select(t.runs.c.task, spent).join(t.entries, e.run_key == t.runs.c.run_key).group_by(t.runs.c.task))
+        return {task: int(n) for task, n in rows if n}
+
+
+def billed(folder: Path) -> int:
+    """What the server billed for one run, its title and what was cut short left out."""
+    return sum(Chain("opencode", (folder,)).truth(least=True).values())
+
+
+@pytest.mark.parametrize("order", ["as they ended", "files last", "files first", "backwards"])
+@pytest.mark.parametrize("name", ["resume", "kills", "undo", "compaction", "errors"])
+def test_each_captured_run_of_a_session_gets_its_own(name: str, order: str, ledger: Ledger) -> None:
+    """Runs that continued a session, forked it, were killed or undone: each one's share is what it was billed.
+
+    Of a run that printed no usage the share is known and whose it was is not.
+    """
+    folders = chain(name)
+    files = [
+        lambda f=f: ingest.sync(ledger, home=f / "home") for f in (folders if order in ("as they ended", "backwards") else folders[-1:])
+    ]
+    printed = [lambda f=f: ingest.ingest_paths(ledger, [str(f / "stdout")], tags=Tags("dev", f.name)) for f in folders]
+    if order == "as they ended":
+        steps = [step for pair in zip(printed, files, strict=True) for step in pair]
+    else:
+        steps = printed + files if order == "files last" else files + printed if order == "files first" else (printed + files)[::-1]
+    for step_ in steps:
+        step_()
+    expected: dict[str, int] = {}
+    for folder in folders:
+        task = folder.name if "step_finish" in (folder / "stdout").read_text() else "unknown"
+        expected[task] = expected.get(task, 0) + billed(folder)
+    assert shares(ledger) == expected
+
+
+def test_a_fork_is_not_billed_for_what_it_copied() -> None:
+    """A fork repeats its parent's messages under new ids, and its own sum holds them."""
+    (fork,) = [f for f in chain("resume") if f.name.endswith("fork")]
+    book = book_of(read_file(fork / STORE)[0])
+    sums = sorted(total(Rule(facts).cells().values()).tokens for facts in book.sessions.values())
+    assert sums == sorted([billed(fork), sum(billed(f) for f in chain("resume")[:3])])
+
+
+def test_an_exported_fork_leaves_out_what_it_copied() -> None:
+    """As in the database: messages that are older than their session are its parent's."""
+    rows = [
+        {"info": {"id": m, "role": "assistant", "modelID": "m", "time": {"created": at}}, "parts": [step(at, m)["part"]]}
+        for m, at in (("old", 500), ("new", 1500))
+    ]
+    exported = read(io.BytesIO(json.dumps({"info": {"id": "s", "time": {"created": 1000}}, "messages": rows}).encode()), None, "x")[0]
+    assert [o.call_id for o in exported if isinstance(o, Call)] == ["new"]
+
+
+def test_undone_answers_were_paid_for() -> None:
+    """Undoing takes messages away, and off the session's sum; the log of events has them."""
+    folders = chain("undo")
+    (facts,) = book_of(read_file(folders[-1] / STORE)[0]).sessions.values()
+    assert total(Rule(facts).cells().values()).tokens == sum(billed(f) for f in folders)
+
+
+def test_a_silent_run_holds_no_call_of_the_run_before_it() -> None:
+    """A wrapped run in text form has an end and no start: it starts where the run before it ended, calls too."""
+    base, second = chain("undo")[:2]
+    stored = read_file(second / STORE)[0]
+    (session,) = {o.session for o in stored if isinstance(o, Call)}
+    book = book_of(read_file(base / "stdout")[0], stored)
+    claim = Claim(
+        "opencode", session, "c", Tags("dev", "text"), run_key="wrapped", end_ms=max(o.at_ms or 0 for o in stored if isinstance(o, Call))
+    )
+    book.sessions["opencode", session].add_claim(claim)
+    got = [(len(p.calls), p.usage.tokens) for run in split(book.sessions["opencode", session]) for p in run.pieces]
+    assert got == [(2, billed(base)), (2, billed(second))]
+
+
+def test_a_silent_run_is_the_session_that_took_a_prompt(tmp_path: Path) -> None:
+    """A database holds all sessions; the one that took a prompt since the run began is the run's, of two neither is."""
+    home = tmp_path / "h" / ".local" / "share" / "opencode"
+    home.mkdir(parents=True)
+    with closing(make(home / "opencode.db")) as db:
+        write(db, "before", None, {"a": 1000})
+        watch = Changes("opencode", home, 2_000_000_000)
+        watch.snapshot()
+        write(db, "mine", None, {"b": 3000})
+        assert [p.name for p, _ in watch.after(())] == ["opencode.db"]
+        assert (watch.found, watch.reason) == ({"mine"}, None)
+        write(db, "other", None, {"c": 3000})
+        both = Changes("opencode", home, 2_000_000_000)
+        assert (both.after(()), both.reason) == ([], "2 sessions changed, cannot tell which is this run's")

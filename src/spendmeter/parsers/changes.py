@@ -12,6 +12,7 @@ from typing import Any
 from spendmeter.errors import ParseError
 from spendmeter.parsers import read_file
 from spendmeter.parsers.places import PLACES, companions
+from spendmeter.records import Moment
 
 Mark = tuple[int, int]  # size, mtime in ns, a database's log included
 
@@ -64,14 +65,14 @@ class Changes:
             pids: not used; these CLIs name no process.
             maybe: an id that the run was told to resume.
             parents: ids of which the run made a fork; their files come along.
-            guess: whether, where no id is known, the only session that changed is taken.
+            guess: whether, where no id is known, the only session that changed (of a database: that took a prompt) is taken.
         """
         del pids
         changed = {p: _sessions(p, self.cli) for p in PLACES[self.cli].session_files(self.home) if self._before.get(str(p)) != _mark(p)}
         single = {p: s for p, s in changed.items() if p.suffix != ".db"}  # a database holds every session there ever was
         self.found |= set(sessions) | ({maybe} if maybe else set())
-        every = set().union(*single.values())
         if not self.found and guess:
+            every = set().union(*single.values(), *(_prompted(p, self.cli, self.start_ns) for p in changed if p not in single))
             if len(every) == 1:
                 self.found |= every
             elif every or changed:
@@ -101,6 +102,15 @@ def _mark(path: Path) -> Mark:
             continue
         size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns, stat.st_ctime_ns)
     return size, changed
+
+
+def _prompted(path: Path, cli: str, since_ns: int) -> set[str]:
+    """The sessions of the database *path* that took a prompt since then."""
+    try:
+        told, _ = read_file(path, cli)
+    except ParseError:
+        return set()
+    return {o.session for o in told if isinstance(o, Moment) and o.kind == "prompt" and o.at_ms * 1_000_000 >= since_ns}
 
 
 def _sessions(path: Path, cli: str) -> set[str]:

@@ -102,10 +102,13 @@ class FileReader:
         session = text(info.get("parentID")) or text(info["id"]) or "?"
         sub = text(info["id"]) or "?" if info.get("parentID") else None
         self.last_ms.setdefault(session, None)
+        born = when_ms(mapping(info.get("time")).get("created"))
         for message in r["messages"]:
             head = mapping(mapping(message).get("info"))
             parts = mapping(message).get("parts")
             at = when_ms(mapping(head.get("time")).get("created"))
+            if _is_copy(at, born):
+                continue
             if head.get("role") == "user" and at is not None and sub is None:
                 self.out.append(Moment(NAME, session, "prompt", at))
             for part in parts if isinstance(parts, list) else []:
@@ -124,6 +127,11 @@ class FileReader:
     def finish(self) -> list[Observation]:
         """All that was exported."""
         return self.out
+
+
+def _is_copy(at_ms: int | None, born_ms: int | None) -> bool:
+    """Whether a message is older than its session: a fork holds its parent's messages again, under new ids and with their old times."""
+    return at_ms is not None and born_ms is not None and at_ms < born_ms
 
 
 def _call(part: dict[str, Any], part_id: str | None, head: dict[str, Any], session: str, sub: str | None) -> Call | None:
@@ -213,6 +221,9 @@ class DatabaseReader:
     def __init__(self, source: str) -> None:
         self._source = source
         self._roots: dict[str, str] = {}
+        self._born: dict[str, int | None] = {}  # session -> when it was made
+        self._sums: dict[str, Usage] = {}  # session -> its own sum, what a fork copied included
+        self._copied: dict[str, Usage] = {}  # session -> what it copied
         self.out: list[Observation] = []
         self.last_ms: dict[str, int | None] = {}
 
@@ -230,6 +241,11 @@ class DatabaseReader:
             part = _object(data)
             if part.get("type") == "step-finish":
                 self._step(part, str(part_id), heads.get(message, {}), str(session))
+        self._removed(db)
+        for session, used in self._sums.items():
+            own = used.minus(self._copied.get(session, NOTHING))
+            if own.known:
+                self.out.append(Part(NAME, self._roots[session], "session", session, "", own))
 
     def _sessions(self, db: sqlite3.Connection) -> None:
         parents: dict[str, str | None] = {}
@@ -246,6 +262,7 @@ class DatabaseReader:
 
     def _session(self, row: dict[str, Any], session: str) -> None:
         root = self._roots[session]
+        self._born[session] = when_ms(row.get("time_created"))
         self.last_ms[root] = max(when_ms(row.get("time_updated")) or 0, self.last_ms.get(root) or 0) or None
         if root == session:
             self.out.append(Context(NAME, session, text(row.get("directory")), None, text(row.get("version"))))
@@ -255,23 +272,54 @@ class DatabaseReader:
         used = usage_of({"input": tin, "output": out, "reasoning": reasoning, "cache": {"read": read, "write": write}}, cost)
         if used is None:
             self.out.append(Skip(self._source, "bad usage"))
-        elif used.known:
-            self.out.append(Part(NAME, root, "session", session, "", used))
+        else:
+            self._sums[session] = used
 
     def _messages(self, db: sqlite3.Connection) -> Iterator[tuple[Any, dict[str, Any]]]:
         """(id, head) of each answer; prompts of main agents are noted."""
         for message, session, data in db.execute("select id, session_id, data from message"):
             head = _object(data)
-            at = when_ms(mapping(head.get("time")).get("created"))
             if head.get("role") == "assistant":
+                at = when_ms(mapping(head.get("time")).get("created"))
                 yield message, {"modelID": head.get("modelID"), "agent": head.get("agent"), "time": {"created": at}}
-            elif head.get("role") == "user" and at is not None and self._roots.get(session) == session:
-                self.out += [Moment(NAME, session, "own", at), Moment(NAME, session, "prompt", at)]
+            self._prompt(head, str(session))
 
-    def _step(self, part: dict[str, Any], part_id: str, head: dict[str, Any], session: str) -> None:
+    def _prompt(self, head: dict[str, Any], session: str) -> None:
+        """Notes the time of a prompt of a main agent, a parent's that a fork repeats left out."""
+        at = when_ms(mapping(head.get("time")).get("created"))
+        if head.get("role") == "user" and at is not None and self._roots.get(session) == session and not _is_copy(at, self._born[session]):
+            self.out += [Moment(NAME, session, "own", at), Moment(NAME, session, "prompt", at)]
+
+    def _removed(self, db: sqlite3.Connection) -> None:
+        """Answers that were undone: gone from messages and from their session's sum, but the log of events keeps them."""
+        if not db.execute("select 1 from sqlite_master where name = 'event'").fetchone():
+            return  # an older database has no such log
+        gone = {text(_object(row[0]).get("messageID")) for row in db.execute("select data from event where type like 'message.removed%'")}
+        if not gone:
+            return
+        heads: dict[str | None, dict[str, Any]] = {}
+        for (data,) in db.execute("select data from event where type like 'message.updated%' order by rowid"):
+            info = mapping(_object(data).get("info"))
+            if (key := text(info.get("id"))) in gone:
+                heads[key] = info
+        for info in heads.values():
+            self._prompt(info, str(info.get("sessionID")))
+        for (data,) in db.execute("""select data from event where type like 'message.part.updated%' and data like '%"step-finish"%'"""):
+            part = mapping(_object(data).get("part"))
+            head, session = heads.get(text(part.get("messageID"))), text(part.get("sessionID"))
+            if head and session and part.get("type") == "step-finish":
+                self._step(part, text(part.get("id")), head, session, is_held=False)
+
+    def _step(self, part: dict[str, Any], part_id: str | None, head: dict[str, Any], session: str, *, is_held: bool = True) -> None:
         root = self._roots.get(session, session)
         call = _call(part, part_id, head, root, session if root != session else None)
-        self.out.append(call or Skip(self._source, "bad usage"))
+        if call is None:
+            self.out.append(Skip(self._source, "bad usage"))
+        elif _is_copy(call.at_ms, self._born.get(session)):
+            if is_held:
+                self._copied[session] = self._copied.get(session, NOTHING).plus(call.usage)
+        else:
+            self.out.append(call)
 
     def finish(self) -> list[Observation]:
         """All that the database told."""

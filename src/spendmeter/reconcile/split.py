@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from spendmeter.reconcile.facts import CallFact, SessionFacts
@@ -75,7 +75,7 @@ class _Cut:
 
     cells: Cells
     paid: Cells
-    order: tuple[int, int] = field(default=(0, 0))
+    order: tuple[int, int] = (0, 0)
 
 
 def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]:
@@ -94,7 +94,7 @@ def split(facts: SessionFacts, foreign: Foreign | None = None) -> list[RunSlice]
 
 def _is_dated(rule: Rule) -> bool:
     """Whether time is the session's line: exported calls make it so only where results bear times too."""
-    told = {"file", "stdout"} if rule.facts.cli in DATED_ON_STDOUT else {"file"}
+    told = {"file"} | ({"stdout"} if rule.facts.cli in DATED_ON_STDOUT else set())
     told |= {"otlp"} if all(f.ended_ms is not None for f in rule.facts.finishes.values()) else set()
     return bool(rule.segments) or any(c.at_ms is not None and c.views & told for c in rule.facts.calls.values())
 
@@ -206,11 +206,9 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     for claim in rule.facts.claims.values():
         if claim.end_ms is not None and not claim.run_key:
             points.add(_snap(rule, claim.end_ms))
-    points.discard(-1)
-    line = sorted(points)
+    line = sorted(points - {-1})
     owner = _owners(rule, runs)
-    known: dict[str, _Run] = {r.key: r for r in runs}
-    cuts: list[tuple[_Run, _Cut]] = []
+    known, cuts = {r.key: r for r in runs}, []
     windows = list(zip([-1, *line], line, strict=False))
     dates = {key: _snap(rule, r.end_ms) for r in runs if r.end_ms is not None for key in r.readings}
     for (before, point), cells, paid in zip(windows, rule.along(line, dates=dates), rule.along(line, paid=True, dates=dates), strict=True):
@@ -223,9 +221,8 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
 
 def _date(rule: Rule, runs: list[_Run]) -> None:
     """Gives each run its end and start on the line, by equal readings, by its own times, else by order."""
-    ends = _segment_ends(rule)
+    ends, readings = _segment_ends(rule), _Readings(rule)
     taken: set[int] = set()
-    readings = _Readings(rule)
     for run in sorted(runs, key=lambda r: (-r.own.tokens, r.key)):
         if run.end_ms is None:
             run.end_ms = readings.equal(run, taken)
@@ -249,7 +246,9 @@ def _date(rule: Rule, runs: list[_Run]) -> None:
             run.start_ms, run.pinned = _begun(rule, run.ended_ms - run.duration_ms, runs) - 1, True
         if not run.pinned and run.end_ms is not None:
             i = rule.segment_at(min(run.end_ms, FOREVER - 1))
-            run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else -1
+            is_dated = rule.facts.cli in DATED_ON_STDOUT  # then a run that printed nothing starts where the one before it ended
+            before = [_snap(rule, r.end_ms) for r in runs if is_dated and r.end_ms is not None and r.end_ms < run.end_ms]
+            run.start_ms = rule.segments[i].start_ms - 1 if i is not None and i > 0 else max([-1, *before])
 
 
 def _begun(rule: Rule, shown_ms: int, runs: list[_Run]) -> int:
@@ -332,6 +331,9 @@ def _implied(rule: Rule, after: int) -> _Run:
     segment = rule.segment_at(after + 1)
     begun = max((b for b in rule.begins if after >= 0 and b <= after + 1), default=0)
     start = rule.segments[segment].start_ms if segment is not None and segment > 0 else begun
+    if rule.facts.cli in DATED_ON_STDOUT:  # a killed run has no result, but what it printed was tagged
+        words = [_snap(rule, c.end_ms) for c in rule.facts.claims.values() if not c.run_key and c.end_ms is not None]
+        start = max([start, *(end + 1 for end in words if end <= after)])
     return _Run(f"{rule.facts.session}@{start}", implied=True)
 
 
