@@ -7,6 +7,8 @@ import json
 from itertools import permutations
 from typing import Any
 
+import pytest
+
 from spendmeter.parsers import read, read_file
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
@@ -147,3 +149,30 @@ def test_a_bad_count_is_a_skip() -> None:
 def test_totals_of_events_are_not_added_to_calls() -> None:
     """Calls and the totals at each process' end are two views of the same."""
     assert total(Rule(book_of(EVENTS).sessions["copilot", "s"]).cells().values()).tokens == 9 * ONE
+
+
+@pytest.mark.parametrize("chain", ["killed", "agents", "troubled", "compaction"])
+def test_events_give_each_run_of_a_chain_its_own(chain: str) -> None:
+    """Runs of one session, killed, refused or with subagents between others: each process used what the server answered it."""
+    folders = sorted((ROOT / "copilot").glob(f"{chain}-[0-9]*"))
+    truth = [json.loads((f / "truth.json").read_text())["totals_by_model"] for f in folders]
+    billed = [
+        sum(v for t in models.values() for k, v in t.get("completed", {}).items() if k not in ("calls", "reasoning")) for models in truth
+    ]
+    (facts,) = book_of(read_file(next((folders[-1] / "home").rglob("events.jsonl")))[0]).sessions.values()
+    got = [total(p.usage for p in r.pieces).tokens for r in split(facts)]
+    assert [n for n in got if n] == [n for n in billed if n]
+
+
+def test_a_compaction_is_beside_calls_and_totals() -> None:
+    """The calls of a compaction are in no record and in no total: what it says of them is added to both, once."""
+    told_of = {"compactionAttemptId": "k", "compactionTokensUsed": {"requestCount": 2, "model": "m", **used(5)}}
+    seen = told(begin(0), call(1, 2), event(2, "session.compaction_complete", told_of), end(3, 2))
+    assert runs(book_of(seen, told(metrics(2)), told(*result(3, 2)), seen)) == [("ok", 7)]
+
+
+def test_a_compaction_without_counts() -> None:
+    """One that was given up tells nothing; one with a bad count, or without an id, is a skip."""
+    rows = [{}, {"compactionTokensUsed": used(1)}, {"compactionAttemptId": "k", "compactionTokensUsed": {"inputTokens": -1}}]
+    seen = told(begin(0), *(event(i, "session.compaction_complete", row) for i, row in enumerate(rows, 1)))
+    assert [o.reason for o in seen if isinstance(o, Skip)] == ["no id", "bad usage"]

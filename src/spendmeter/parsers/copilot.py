@@ -19,10 +19,11 @@ MARKS = (
     b'"session.resume"',
     b'"session.usage_record"',
     b'"session.shutdown"',
+    b'"session.compaction_complete"',
     b'"session.mcp_servers_loaded"',
 )
 _STDOUT_TYPES = {"model.call_start", "model.call_final_result", "session.mcp_servers_loaded"}
-_FILE_TYPES = {"session.start", "session.resume", "session.usage_record", "session.shutdown"}
+_FILE_TYPES = {"session.start", "session.resume", "session.usage_record", "session.shutdown", "session.compaction_complete"}
 
 
 def is_stdout(row: dict[str, Any]) -> bool:
@@ -88,6 +89,8 @@ class FileReader:
             self._started(data, at, data.get("startTime") if kind == "session.start" else data.get("resumeTime"))
         elif kind == "session.usage_record":
             self._call(line, r, mapping(data.get("usage")), at)
+        elif kind == "session.compaction_complete":
+            self._compaction(line, data, at)
         else:
             self._shutdown(line, data, at)
         if at is not None:
@@ -117,6 +120,18 @@ class FileReader:
             return
         model = text(u.get("model"))
         self.out.append(Call(NAME, cid, self._session, used, model, model, at, subagent=text(r.get("agentId"))))
+
+    def _compaction(self, line: int, data: dict[str, Any], at: int | None) -> None:
+        """What a compaction's calls used together: no record of a call and no total holds it."""
+        told = mapping(data.get("compactionTokensUsed"))
+        if not told:
+            return  # it was given up before it was answered
+        used, cid = usage_of(told), text(data.get("compactionAttemptId")) or text(data.get("requestId"))
+        if used is None or cid is None:
+            self.out.append(Skip(self._source, "bad usage" if used is None else "no id", line))
+            return
+        model = text(told.get("model"))
+        self.out.append(Call(NAME, f"compaction:{cid}", self._session, used, model, model, at, role="hidden"))
 
     def _shutdown(self, line: int, data: dict[str, Any], at: int | None) -> None:
         """The session's running total at a process' end, subagents included."""

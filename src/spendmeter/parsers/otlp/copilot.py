@@ -1,6 +1,6 @@
 """Copilot CLI's telemetry: each call as a ``chat`` span by the GenAI conventions, with the id that its events have too.
 
-Source: measured on copilot 1.0.102.
+No span tells of a compaction's calls. Source: measured on copilot 1.0.102.
 """
 
 from __future__ import annotations
