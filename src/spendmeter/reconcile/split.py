@@ -186,12 +186,11 @@ def _own_parts(rule: Rule, run: _Run, roles: frozenset[str] = frozenset({"main",
 
 
 def _highest(rule: Rule, levels: list[Level]) -> Cells:
-    """The highest reading per cell."""
-    out: Cells = {}
+    """The highest reading per cell; a cell may have models of several names, such as one with and without long context."""
+    out: dict[str, list[Level]] = {}
     for v in levels:
-        name = rule.cell_named(v.model)
-        out[name] = out.get(name, NOTHING).join(v.usage)
-    return out
+        out.setdefault(rule.cell_named(v.model), []).append(v)
+    return {name: rule.peak(read) for name, read in out.items()}
 
 
 def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
