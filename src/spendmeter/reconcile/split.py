@@ -187,10 +187,8 @@ def _own_parts(rule: Rule, run: _Run, roles: frozenset[str] = frozenset({"main",
 
 def _highest(rule: Rule, levels: list[Level]) -> Cells:
     """The highest reading per cell; a cell may have models of several names, such as one with and without long context."""
-    out: dict[str, list[Level]] = {}
-    for v in levels:
-        out.setdefault(rule.cell_named(v.model), []).append(v)
-    return {name: rule.peak(read) for name, read in out.items()}
+    names = {rule.cell_named(v.model) for v in levels}
+    return {name: rule.peak(v for v in levels if rule.cell_named(v.model) == name) for name in names}
 
 
 def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
@@ -198,11 +196,8 @@ def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
     _date(rule, runs)
     ends = _segment_ends(rule)
     points = {_snap(rule, r.end_ms) for r in runs if r.end_ms is not None} | {r.start_ms for r in runs if r.pinned} | set(ends) | {FOREVER}
-    for claim in rule.facts.claims.values():
-        if claim.end_ms is not None and not claim.run_key:
-            points.add(_snap(rule, claim.end_ms))
-    points.discard(-1)
-    line = sorted(points)
+    points |= {_claimed_until(rule, c) for c in rule.facts.claims.values() if not c.run_key}
+    line = sorted(points - {-1})
     owner = _owners(rule, runs)
     known: dict[str, _Run] = {r.key: r for r in runs}
     cuts: list[tuple[_Run, _Cut]] = []
@@ -309,6 +304,16 @@ def _snap(rule: Rule, at_ms: int) -> int:
     return FOREVER if after is None else after - 1
 
 
+def _claimed_until(rule: Rule, claim: Claim) -> int:
+    """Where on the line the word of *claim* ends. Where no prompt is known (exports alone) that is its own time, but for the last one."""
+    if claim.end_ms is None:
+        return FOREVER
+    if rule.facts.prompts:
+        return _snap(rule, claim.end_ms)
+    words = [c.end_ms for c in rule.facts.claims.values() if not c.run_key]
+    return claim.end_ms if None in words or claim.end_ms < max(w or 0 for w in words) else FOREVER
+
+
 def _owners(rule: Rule, runs: list[_Run]) -> Callable[[int, int], _Run | None]:
     """A look-up: the run that ends first of those that cover a stretch."""
     ordered = sorted((_snap(rule, r.end_ms), r.end_ms, -r.own.tokens, r.key, r) for r in runs if r.end_ms is not None)
@@ -322,9 +327,9 @@ def _owners(rule: Rule, runs: list[_Run]) -> Callable[[int, int], _Run | None]:
 
 
 def _implied(rule: Rule, after: int) -> _Run:
-    """The run that files alone tell of: a segment, or the whole session where there is none."""
-    segment = rule.segment_at(after + 1)
-    start = rule.segments[segment].start_ms if segment is not None and segment > 0 else 0
+    """The run that files alone tell of: a segment, or, where there is none, what stands after the last word on the session."""
+    i = rule.segment_at(after + 1)
+    start = after + 1 if i is None else rule.segments[i].start_ms if i > 0 else 0
     return _Run(f"{rule.facts.session}@{start}", implied=True)
 
 
@@ -368,9 +373,8 @@ class _Pieces:
 
     def slice(self, run: _Run, cells: Cells, paid: Cells, after: int, until: int) -> RunSlice:
         """The run with its pieces, tags and dates."""
-        calls = self._calls[bisect_right(self._times, after) : bisect_right(self._times, until)] + (
-            self._undated if until >= FOREVER and after < 0 else []
-        )
+        calls = self._calls[bisect_right(self._times, after) : bisect_right(self._times, until)]
+        calls = calls + self._undated if until >= FOREVER and after < 0 else calls
         by_cell: dict[str, list[CallFact]] = {}
         for c in calls:
             by_cell.setdefault(self._rule.cell_of(c), []).append(c)
@@ -391,6 +395,5 @@ class _Pieces:
 
 def _tag_claim(facts: SessionFacts, until: int, rule: Rule) -> Claim | None:
     """The user's word on the stretch that ends at *until*: of claims without a run, the one that ends first after it."""
-    words = [c for c in facts.claims.values() if not c.run_key]
-    covering = [c for c in words if c.end_ms is None or _snap(rule, c.end_ms) >= until]
+    covering = (c for c in facts.claims.values() if not c.run_key and _claimed_until(rule, c) >= until)
     return min(covering, key=lambda c: (FOREVER if c.end_ms is None else c.end_ms, c.claim_id), default=None)
