@@ -225,7 +225,7 @@ def test_resource_attributes_are_the_tags(chain: Chain, client: TestClient, book
 
 
 def test_each_run_of_a_session_has_its_own_tags(client: TestClient, book: Book) -> None:
-    """A session that is resumed under another task: what it had exported until then is the first one's, by its transcript's runs."""
+    """A session that is resumed under another task: what it had exported until then is the first one's, and by its transcript's runs."""
     base, more = RESUMED.folders[:2]
     session = json.loads((base / "stdout").read_text())["session_id"]
     for folder, task in ((base, "T-1"), (more, "T-2")):
@@ -236,6 +236,7 @@ def test_each_run_of_a_session_has_its_own_tags(client: TestClient, book: Book) 
         resource = {"attributes": [{"key": "task", "value": {"stringValue": task}}]}
         logs = [{"scope": {"name": "com.anthropic.claude_code.events"}, "logRecords": records}]
         send_all(client, [Dump("logs", {"resourceLogs": [{"resource": resource, "scopeLogs": logs}]})])
+    assert {(r.task, r.amounts.tokens_out) for r in runs(book.ledger())} == {("T-1", 366), ("T-2", 221)}
     ingest.ingest_paths(book.ledger(), [str(p) for f in (base, more) for p in f.rglob("*.jsonl")])
     assert {(r.task, r.amounts.tokens_out) for r in runs(book.ledger())} == {("T-1", 366), ("T-2", 221)}
 

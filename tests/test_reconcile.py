@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import pairwise, permutations
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spendmeter import ingest
+from spendmeter.config import Settings
+from spendmeter.ledger import Ledger
+from spendmeter.ledger.verify import verify
 from spendmeter.parsers import Stream, places, read_file
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import FOREVER, Rule
@@ -27,6 +32,7 @@ from tests.runs import (
     observe,
     world_total,
 )
+from tests.test_ledger import sums
 
 CHAINS = all_chains()
 IDS = [c.name for c in CHAINS]
@@ -222,3 +228,47 @@ def test_a_fork_of_a_fork_does_not_start_from_what_the_first_used_later() -> Non
     ])  # fmt: skip
     used = {s: total(Rule(*book.gather(book.at("claude", s))).cells().values()).tokens_in for s in "ABC"}
     assert {"A": 110, "B": 5, "C": 10} == used
+
+
+def test_a_fork_starts_from_both_context_lengths_of_a_model() -> None:
+    """A model that was asked for with and without ``[1m]`` is one cell; what a fork had restored of it is the sum of both."""
+    m, long = "m", "m[1m]"
+
+    def level(session: str, model: str, n: int, start: int, read: int) -> Level:
+        return Level("claude", session, model, Usage(n), "0", str(read), 0, start, read)
+
+    book = Book()
+    book.add_all([
+        *(Moment("claude", s, "own", at) for s, at in (("A", 1), ("B", 30))),
+        *(Call("claude", "a1", "A", Usage(10), long, m, 10, copied_to=x) for x in (None, "B")), level("A", long, 13, 0, 20),
+        Moment("claude", "A", "prompt", 21),
+        *(Call("claude", "a2", "A", Usage(20), m, m, 22, copied_to=x) for x in (None, "B")),
+        level("A", long, 13, 21, 25), level("A", m, 24, 21, 25),
+        Call("claude", "b1", "B", Usage(7), m, m, 35), level("B", long, 13, 30, 40), level("B", m, 31, 30, 40),
+    ])  # fmt: skip
+    used = {s: total(Rule(*book.gather(book.at("claude", s))).cells().values()).tokens_in for s in "AB"}
+    assert {"A": 37, "B": 7} == used
+
+
+def printed(session: str, used: dict[str, int], own: int, order: int) -> bytes:
+    """A result in the json form."""
+    models = {m: {"inputTokens": n, "outputTokens": 0, "cacheReadInputTokens": 0, "cacheCreationInputTokens": 0} for m, n in used.items()}
+    row = {"type": "result", "subtype": "success", "session_id": session, "uuid": f"u{order}", "modelUsage": models, "usage": {
+        "input_tokens": own, "output_tokens": 0, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0}}  # fmt: skip
+    return json.dumps(row).encode()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_printed_fork_with_another_model_starts_from_its_parent(order: tuple[int, ...], tmp_path: Path) -> None:
+    """The result of a fork shows its parent's models too; less its own usage it is the parent's total, which is no usage of the fork."""
+    told = [printed("p", {"opus": 10, "haiku": 5}, 10, 0), printed("f", {"opus": 10, "haiku": 5, "sonnet": 7}, 7, 1)]
+    told.append(printed("g", {"opus": 14, "haiku": 5, "sonnet": 7}, 4, 2))
+    for i in range(3):
+        (tmp_path / str(i)).write_bytes(told[i])
+    book, ledger = book_of(observe([tmp_path / str(i) for i in order])), Ledger(Settings(f"sqlite:///{tmp_path}/l.db", settle_s=0))
+    assert world_total(book).tokens_in == 26
+    for i in order:
+        ingest.ingest_paths(ledger, [str(tmp_path / str(i))], tags=Tags("a", str(i)))
+    assert sums(ledger)["tokens_in"] == 26
+    assert verify(ledger) == []
+    ledger.close()

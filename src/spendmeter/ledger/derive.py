@@ -17,7 +17,7 @@ from spendmeter.ledger import schema as t
 from spendmeter.ledger.bulk import among, upsert
 from spendmeter.ledger.store import Store, call_fact, dump, fingerprint, level_fact
 from spendmeter.reconcile.facts import CallFact, SessionFacts
-from spendmeter.reconcile.kin import Age, age, disowned, inherited, marks
+from spendmeter.reconcile.kin import Age, age, disowned, inherited, least_told, marks, models_at
 from spendmeter.reconcile.rule import Foreign
 from spendmeter.reconcile.split import RunSlice, split
 from spendmeter.records import Level, Tags, Usage
@@ -50,13 +50,13 @@ class Kin:
         twins: by session, by call id: the others that hold the call as their own, and how each saw it.
         copied: by session: the calls of others that its files repeat, and whose they are.
         holders: by mark: the sessions that hold it.
-        totals: by fingerprint: the totals of runs, and whose they are.
+        totals: by fingerprint: the totals of runs, whose they are, and which run's.
     """
 
     twins: dict[int, dict[str, list[tuple[int, CallFact]]]]
     copied: dict[int, list[tuple[int, CallFact]]]
     holders: dict[str, list[int]]
-    totals: dict[str, list[tuple[int, Usage]]]
+    totals: dict[str, list[tuple[int, Usage, str]]]
 
 
 def kin_of(store: Store, sids: Collection[int]) -> Kin:
@@ -72,8 +72,8 @@ def kin_of(store: Store, sids: Collection[int]) -> Kin:
         out.holders[row.source].append(int(row.session_id))
     wanted = {w for sid in sids if (w := _wants(store.facts[sid]))}
     f = t.finishes.c
-    for row in among(conn, select(f.fingerprint, f.session_id, f.total), f.fingerprint, wanted):
-        out.totals[row.fingerprint].append((int(row.session_id), Usage(*json.loads(row.total))))
+    for row in among(conn, select(f.fingerprint, f.session_id, f.total, f.run_key), f.fingerprint, wanted):
+        out.totals[row.fingerprint].append((int(row.session_id), Usage(*json.loads(row.total)), row.run_key))
     return out
 
 
@@ -88,8 +88,9 @@ def gather(store: Store, sid: int, kin: Kin | None = None) -> tuple[SessionFacts
         owners.add(min([sid, *kin.holders[mark]], key=lambda s: _age(store, s)))
     owners.discard(sid)
     levels = inherited((age(store.load(owner)), _dated(store.conn, owner, facts)) for owner in owners)
-    peers = frozenset(used for other, used in kin.totals.get(_wants(mine) or "", ()) if other != sid)
-    return mine, Foreign(copied, levels, peers)
+    peers = [p for p in kin.totals.get(_wants(mine) or "", ()) if p[0] != sid]
+    told = least_told((used, models_at(store.load(other), key)) for other, used, key in peers)
+    return mine, Foreign(copied, levels, frozenset(used for _, used, _ in peers), told)
 
 
 def _age(store: Store, sid: int) -> Age:

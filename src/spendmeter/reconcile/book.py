@@ -7,9 +7,9 @@ from copy import copy
 from dataclasses import fields, replace
 
 from spendmeter.reconcile.facts import CallFact, Key, SessionFacts
-from spendmeter.reconcile.kin import age, disowned, inherited, marks
+from spendmeter.reconcile.kin import age, disowned, inherited, least_told, marks, models_at
 from spendmeter.reconcile.rule import Foreign
-from spendmeter.records import Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip
+from spendmeter.records import NOTHING, Alias, Base, Call, Claim, Context, Finish, Level, Moment, Observation, Part, Skip, tokens_only
 
 
 class Book:
@@ -51,8 +51,10 @@ class Book:
         owners.discard(me)
         kin = [self.sessions[key] for key in owners]
         levels = inherited((age(k), (v for v in k.levels.values() if v.epoch)) for k in kin)
-        peers = frozenset(f.total for other in others.values() for f in other.finishes.values())
-        return mine, Foreign(copied, levels, peers)
+        ends = [(f.run_key, f.total, other) for other in others.values() for f in other.finishes.values()]
+        wanted = tokens_only(mine.first_restored() or NOTHING)
+        told = least_told((used, models_at(other, key)) for key, used, other in ends if tokens_only(used) == wanted)
+        return mine, Foreign(copied, levels, frozenset(used for _, used, _ in ends), told)
 
     def add_all(self, observations: Iterable[Observation | Claim]) -> None:
         """Adds every observation; aliases first, so that order does not matter."""

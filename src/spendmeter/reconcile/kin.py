@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.facts import ByModel, CallFact, SessionFacts
 from spendmeter.records import NAMELESS, NOTHING, Level, Usage, tokens_only
 
 UNDATED = 1 << 62
@@ -26,6 +26,20 @@ def age(facts: SessionFacts) -> Age:
 def marks(facts: SessionFacts) -> set[str]:
     """Rows of the session that its forks repeat, besides calls."""
     return {source for kind, source in facts.bases if kind == "mark"}
+
+
+def models_at(facts: SessionFacts, run_key: str) -> ByModel:
+    """What the result *run_key* shows, by model."""
+    return tuple(sorted((v.model, v.usage) for v in facts.levels.values() if not v.epoch and v.reading == run_key and v.model))
+
+
+def least_told(told: Iterable[tuple[Usage, ByModel]]) -> dict[Usage, ByModel]:
+    """By total, what it was made of: of several words the same one in any order."""
+    out: dict[Usage, ByModel] = {}
+    for used, by_model in told:
+        if by_model:
+            out[used] = min(out.get(used, by_model), by_model, key=str)
+    return out
 
 
 def is_told_elsewhere(facts: SessionFacts, peer_totals: Iterable[Usage]) -> bool:

@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from spendmeter.reconcile.facts import CallFact, SessionFacts
+from spendmeter.reconcile.facts import ByModel, CallFact, SessionFacts
 from spendmeter.reconcile.kin import is_told_elsewhere, without_exports
+from spendmeter.reconcile.lines import running, with_parts, with_unsplit, with_whole
 from spendmeter.reconcile.names import UNKNOWN, Names, plain
 from spendmeter.records import NAMELESS, NOTHING, Level, Part, Usage, tokens_only, total
 
@@ -26,11 +27,12 @@ Cells = dict[str, Usage]
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What other sessions know that matters here: copied calls, ancestors' dated readings, peers' run totals."""
+    """What other sessions know that matters here: copied calls, ancestors' dated readings, peers' run totals, as one and by model."""
 
     copied: Mapping[str, CallFact] = field(default_factory=dict)
     ancestor_levels: tuple[Level, ...] = ()
     peer_totals: frozenset[Usage] = frozenset()
+    peer_models: Mapping[Usage, ByModel] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,8 @@ class Rule:
             epoch = next((e for ms, e in reversed(epochs) if call.at_ms is not None and ms <= call.at_ms), None)
             for key in {epoch, None}:
                 out[key, self.cell_of(call)] = out[key, self.cell_of(call)].plus(call.usage)
-        own_ms, names = self.facts.own_ms, {e for _, e in epochs}
-        for v in self.foreign.ancestor_levels:
-            if own_ms is not None and v.epoch in names and v.read_ms is not None and v.read_ms <= own_ms:
-                for key in (v.epoch, None):
-                    out[key, self.cell_named(v.model)] = out[key, self.cell_named(v.model)].join(v.usage)
+        for at, read in self._ancestors({e for _, e in epochs}).items():
+            out[at] = out[at].join(self.peak(read))
         for cell, used in self._restored().items():
             out[None, cell] = out[None, cell].join(used)
         for (kind, _), by_model in self.facts.bases.items():
@@ -111,6 +110,16 @@ class Rule:
                     out[None, plain(model)] = used
         if not any(k[0] is None for k in out):
             self._matched(out)
+        return out
+
+    def _ancestors(self, epochs: set[str]) -> dict[tuple[str | None, str], list[Level]]:
+        """(epoch or None, cell) -> the ancestors' readings that this session may have started from."""
+        out: dict[tuple[str | None, str], list[Level]] = defaultdict(list)
+        own_ms = self.facts.own_ms
+        for v in self.foreign.ancestor_levels if own_ms is not None else ():
+            if v.epoch in epochs and v.read_ms is not None and v.read_ms <= (own_ms or 0):
+                for key in (v.epoch, None):
+                    out[key, self.cell_named(v.model)].append(v)
         return out
 
     def _restored(self) -> Cells:
@@ -135,11 +144,15 @@ class Rule:
 
     def _matched(self, out: dict[tuple[str | None, str], Usage]) -> None:
         """A fork seen on stdout alone: what it had restored is exactly another session's total at some run's end."""
-        if not self.without_files or not self.facts.finishes or len({self.cell_named(m) for m in self._names.told}) != 1:
+        if not self.without_files or not self.facts.finishes:
             return
         rest = tokens_only(self.facts.first_restored() or NOTHING)
-        for peer in sorted(p for p in self.foreign.peer_totals if tokens_only(p) == rest and rest.known):
-            out[None, self.cell_named(next(iter(self._names.told)))] = peer
+        peer = max((p for p in self.foreign.peer_totals if tokens_only(p) == rest and rest.known), key=str, default=None)
+        if peer is None:
+            return
+        cells = {self.cell_named(m) for m in self._names.told}
+        for model, used in [(min(cells), peer)] if len(cells) == 1 else self.foreign.peer_models.get(peer, ()):
+            out[None, self.cell_named(model)] = out[None, self.cell_named(model)].plus(used)
 
     @property
     def without_files(self) -> bool:
@@ -194,9 +207,9 @@ class Rule:
         for name in (calls.keys() | levels.keys() | {n for n, ps in own.items() if ps}) - {""}:
             lines = self._cell_along(name, calls[name], levels[name], points)
             if own.get(name):
-                lines = _with_parts(lines, own[name], dates or {}, points)
+                lines = with_parts(lines, own[name], dates or {}, points)
             if whole := [(c.at_ms, c.usage) for c in calls[name] if c.role == "any" and c.at_ms is not None]:
-                lines = _with_whole(lines, _running(sorted(whole, key=lambda x: x[0]), points))
+                lines = with_whole(lines, running(sorted(whole, key=lambda x: x[0]), points))
             for cells, used in zip(out, [main.plus(hidden) for main, hidden in lines], strict=True):
                 if any(x is not None for x in used):
                     cells[name] = used
@@ -211,7 +224,7 @@ class Rule:
             for v in self._call_views([c for c in dated if c.role == role])
         ]
         half = len(views) // 2
-        lines = [_running(v, points) for v in views]
+        lines = [running(v, points) for v in views]
         for view in self._call_views([c for c in dated if c.role == "main" and c.views != {"stdout"}]):
             lines.insert(half, self._segments_along(name, view, levels, points))
             half += 1
@@ -266,7 +279,7 @@ class Rule:
         if i < 0 or self.segments[i] not in read:
             return NOTHING
         segment = self.segments[i]
-        peak = self._peak(v for v in read[segment] if until_ms >= FOREVER or (v.read_ms is not None and v.read_ms <= until_ms))
+        peak = self.peak(v for v in read[segment] if until_ms >= FOREVER or (v.read_ms is not None and v.read_ms <= until_ms))
         floor = before.get(segment.epoch, self._bases[segment.epoch, name])
         if keep:
             before[segment.epoch] = floor.join(peak)
@@ -296,11 +309,11 @@ class Rule:
                 if role == "main" and self._starts:
                     best = best.join(self._by_segment(name, view, levels))
             if role == "main":
-                best = best.join(self._peak(v for v in levels if not v.epoch).minus(self._bases[None, name]))
+                best = best.join(self.peak(v for v in levels if not v.epoch).minus(self._bases[None, name]))
             kinds = {p.kind for p in parts if p.role == role}
             for kind in sorted(kinds, key=lambda kind: (kind in UNSPLIT, kind)):
                 told = total(p.usage for p in parts if p.role == role and p.kind == kind)
-                best = _with_unsplit(best, told) if kind in UNSPLIT else best.join(told)
+                best = with_unsplit(best, told) if kind in UNSPLIT else best.join(told)
             out = out.plus(best)
         if any(p.role == "any" for p in parts):  # some runs tell their roles apart and some do not: runs add up
             out = out.join(total(p.usage for p in parts if p.kind in RUN_PARTS))
@@ -331,7 +344,7 @@ class Rule:
         return out
 
     @staticmethod
-    def _peak(levels: Iterable[Level]) -> Usage:
+    def peak(levels: Iterable[Level]) -> Usage:
         """The highest reading per exact model name, added over the names of a cell."""
         peaks: Cells = defaultdict(lambda: NOTHING)
         for v in levels:
@@ -349,43 +362,6 @@ class Rule:
             if c.answered:
                 answered[self.cell_of(c)].add(plain(c.answered))
         return {cell: next(iter(names)) for cell, names in answered.items() if len(names) == 1}
-
-
-def _with_parts(
-    lines: list[tuple[Usage, Usage]], parts: list[Part], dates: Mapping[str, int], points: Sequence[int]
-) -> list[tuple[Usage, Usage]]:
-    """Joins in what the runs that had ended by each of *points* told of themselves."""
-    ended = sorted(((dates[p.part_id], p) for p in parts), key=lambda x: x[0])
-    main = _running([(at, p.usage) for at, p in ended if p.role == "main"], points)
-    hidden = _running([(at, p.usage) for at, p in ended if p.role == "hidden"], points)
-    lines = [(covered.join(a), aside.join(b)) for (covered, aside), a, b in zip(lines, main, hidden, strict=True)]
-    return _with_whole(lines, _running([(at, p.usage) for at, p in ended], points)) if any(p.role == "any" for p in parts) else lines
-
-
-def _with_whole(lines: list[tuple[Usage, Usage]], every: list[Usage]) -> list[tuple[Usage, Usage]]:
-    """Joins in sums that do not tell what readings cover from what they do not."""
-    return [
-        (covered.plus(aside).join(whole).minus(aside) if whole.known else covered, aside)
-        for (covered, aside), whole in zip(lines, every, strict=True)
-    ]
-
-
-def _running(dated: list[tuple[int, Usage]], points: Sequence[int]) -> list[Usage]:
-    """Sum of all of *dated* up to each of *points*; both ascend."""
-    out, now, n = [], NOTHING, 0
-    for point in points:
-        while n < len(dated) and dated[n][0] <= point:
-            now = now.plus(dated[n][1])
-            n += 1
-        out.append(now)
-    return out
-
-
-def _with_unsplit(best: Usage, told: Usage) -> Usage:
-    """The larger of both per field, where *told* has the cache writes of both lifetimes as one: what is more of them counts as 5m."""
-    written = told.cache_write_5m
-    five = None if written is None else max(0, written - (best.cache_write_1h or 0))
-    return best.join(told._replace(cache_write_5m=five))
 
 
 def apply(cells: Cells, other: Cells, how: Callable[[Usage, Usage], Usage]) -> Cells:

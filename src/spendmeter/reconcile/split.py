@@ -190,12 +190,9 @@ def _own_parts(rule: Rule, run: _Run, roles: frozenset[str] = frozenset({"main",
 
 
 def _highest(rule: Rule, levels: list[Level]) -> Cells:
-    """The highest reading per cell."""
-    out: Cells = {}
-    for v in levels:
-        name = rule.cell_named(v.model)
-        out[name] = out.get(name, NOTHING).join(v.usage)
-    return out
+    """The highest reading per cell; a cell may have models of several names, such as one with and without long context."""
+    names = {rule.cell_named(v.model) for v in levels}
+    return {name: rule.peak(v for v in levels if rule.cell_named(v.model) == name) for name in names}
 
 
 def _by_time(rule: Rule, runs: list[_Run], whole: _Cut) -> list[Share]:
