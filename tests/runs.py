@@ -30,6 +30,8 @@ STDOUT_TELLS_LESS = {  # chains, by name: what is printed is a lower bound
 }
 STDOUT_TELLS_MORE = {  # nothing printed names a fork's parent
     "codex/resume-4-fork": "a fork's total starts at its parent's",
+    "qwen/resume-5-resume": "the same",
+    "qwen/forked-5-fork": "the same",
 }
 
 

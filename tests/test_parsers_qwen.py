@@ -11,7 +11,7 @@ from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Call, Finish, Level, Observation, total
-from tests.runs import ROOT
+from tests.runs import ROOT, world_total
 
 
 def told(*rows: dict[str, Any]) -> list[Observation]:
@@ -130,3 +130,21 @@ def test_a_failed_result_is_an_error() -> None:
     """``is_error`` and any other subtype than success is an error."""
     seen = read_file(ROOT / "qwen" / "err-401" / "stdout")[0]
     assert [o.outcome for o in seen if isinstance(o, Finish)] == ["error"]
+
+
+def copied(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """*rows* of the session as a fork of it begins."""
+    return [r | {"sessionId": "fork", "uuid": f"f-{r['uuid']}", "forkedFrom": {"sessionId": "s", "messageUuid": r["uuid"]}} for r in rows]
+
+
+def test_a_fork_counts_neither_its_parents_calls_nor_its_parents_total() -> None:
+    """A fork repeats its parent's rows, and its record and its result go on from the parent's total."""
+    first = [prompt(1), call(2, 2)]
+    chat = [*copied(first), *(r | {"sessionId": "fork"} for r in (prompt(11), call(12, 3)))]
+    fork = told(*chat), told(record(13, 10, 5) | {"sessionId": "fork"}), told(result(5, "b") | {"session_id": "fork"})
+    parent = told(*first), told(record(3, 0, 2)), told(result(2, "a"))
+    for book in (book_of(*parent, *fork), book_of(*fork, *parent), book_of(*fork, *parent, *fork)):
+        assert world_total(book).tokens == 5 * ONE
+        mine, foreign = book.gather(book.sessions["qwen", "fork"])
+        assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in split(mine, foreign)] == [("ok", 3 * ONE)]
+    assert world_total(book_of(*fork)).tokens == 5 * ONE  # the parent's calls count once even where its own file is gone
