@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 from spendmeter.parsers import read, read_file
+from spendmeter.parsers.changes import Changes
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
@@ -148,3 +152,19 @@ def test_a_fork_counts_neither_its_parents_calls_nor_its_parents_total() -> None
         mine, foreign = book.gather(book.sessions["qwen", "fork"])
         assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in split(mine, foreign)] == [("ok", 3 * ONE)]
     assert world_total(book_of(*fork)).tokens == 5 * ONE  # the parent's calls count once even where its own file is gone
+
+
+def test_a_run_without_output_is_found_by_what_it_added_to_the_log_of_all_runs(tmp_path: Path) -> None:
+    """``usage_record.jsonl`` has the rows of earlier sessions too: those have not changed."""
+    log, chats = tmp_path / "usage_record.jsonl", tmp_path / "projects" / "-repo" / "chats"
+    chats.mkdir(parents=True)
+    lines = [json.dumps(record(3, 0, 2) | {"sessionId": name}) + "\n" for name in ("old", "older", "new")]
+    log.write_text("".join(lines[:2]))
+    os.utime(log, (1, 1))
+    watch = Changes("qwen", tmp_path, time.time_ns() + 10**10)
+    watch.snapshot()
+    with log.open("a") as file:
+        file.write(lines[2])
+    (chats / "new.jsonl").write_text(json.dumps(prompt(1) | {"sessionId": "new"}) + "\n")
+    assert {p.name for p, _ in watch.after(())} == {"usage_record.jsonl", "new.jsonl"}
+    assert (watch.found, watch.reason) == ({"new"}, None)
