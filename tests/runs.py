@@ -33,7 +33,12 @@ STDOUT_TELLS_LESS = {  # chains, by name: what is printed is a lower bound
 }
 STDOUT_TELLS_MORE = {  # nothing printed names a fork's parent
     "codex/resume-4-fork": "a fork's total starts at its parent's",
+    "qwen/resume-5-resume": "the same",
+    "qwen/forked-5-fork": "the same",
 }
+PARTS_TELL_MORE = frozenset(
+    {"qwen/resume-5-resume", "qwen/forked-5-fork"}
+)  # a fork's row in usage_record.jsonl names no parent, its chat does
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def kin(book: Book, facts: SessionFacts) -> Foreign:
 
 def world_total(book: Book) -> Usage:
     """All usage of a small world."""
-    return total(u for facts in book.sessions.values() for u in Rule(facts, kin(book, facts)).cells().values())
+    return total(u for facts in book.sessions.values() for u in Rule(*book.gather(facts)).cells().values())
 
 
 def amounts(used: Usage) -> dict[str, int]:

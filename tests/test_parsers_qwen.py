@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 from spendmeter.parsers import read, read_file
+from spendmeter.parsers.changes import Changes
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.reconcile.split import split
 from spendmeter.records import Call, Finish, Level, Observation, total
-from tests.runs import ROOT
+from tests.runs import ROOT, world_total
 
 
 def told(*rows: dict[str, Any]) -> list[Observation]:
@@ -130,3 +134,37 @@ def test_a_failed_result_is_an_error() -> None:
     """``is_error`` and any other subtype than success is an error."""
     seen = read_file(ROOT / "qwen" / "err-401" / "stdout")[0]
     assert [o.outcome for o in seen if isinstance(o, Finish)] == ["error"]
+
+
+def copied(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """*rows* of the session as a fork of it begins."""
+    return [r | {"sessionId": "fork", "uuid": f"f-{r['uuid']}", "forkedFrom": {"sessionId": "s", "messageUuid": r["uuid"]}} for r in rows]
+
+
+def test_a_fork_counts_neither_its_parents_calls_nor_its_parents_total() -> None:
+    """A fork repeats its parent's rows, and its record and its result go on from the parent's total."""
+    first = [prompt(1), call(2, 2)]
+    chat = [*copied(first), *(r | {"sessionId": "fork"} for r in (prompt(11), call(12, 3)))]
+    fork = told(*chat), told(record(13, 10, 5) | {"sessionId": "fork"}), told(result(5, "b") | {"session_id": "fork"})
+    parent = told(*first), told(record(3, 0, 2)), told(result(2, "a"))
+    for book in (book_of(*parent, *fork), book_of(*fork, *parent), book_of(*fork, *parent, *fork)):
+        assert world_total(book).tokens == 5 * ONE
+        mine, foreign = book.gather(book.sessions["qwen", "fork"])
+        assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in split(mine, foreign)] == [("ok", 3 * ONE)]
+    assert world_total(book_of(*fork)).tokens == 5 * ONE  # the parent's calls count once even where its own file is gone
+
+
+def test_a_run_without_output_is_found_by_what_it_added_to_the_log_of_all_runs(tmp_path: Path) -> None:
+    """``usage_record.jsonl`` has the rows of earlier sessions too: those have not changed."""
+    log, chats = tmp_path / "usage_record.jsonl", tmp_path / "projects" / "-repo" / "chats"
+    chats.mkdir(parents=True)
+    lines = [json.dumps(record(3, 0, 2) | {"sessionId": name}) + "\n" for name in ("old", "older", "new")]
+    log.write_text("".join(lines[:2]))
+    os.utime(log, (1, 1))
+    watch = Changes("qwen", tmp_path, time.time_ns() + 10**10)
+    watch.snapshot()
+    with log.open("a") as file:
+        file.write(lines[2])
+    (chats / "new.jsonl").write_text(json.dumps(prompt(1) | {"sessionId": "new"}) + "\n")
+    assert {p.name for p, _ in watch.after(())} == {"usage_record.jsonl", "new.jsonl"}
+    assert (watch.found, watch.reason) == ({"new"}, None)

@@ -17,7 +17,7 @@ CLAUDE = sorted(RUNS.glob("claude/*/stdout"))
 TRUTHS = sorted(RUNS.glob("*/*/truth.json"))
 MEASURED_MS = 1_795_304_486_066  # 2026-11-21, when the runs were captured
 
-UNKNOWN = {"qwen3-coder-plus", "stub-chat", "stub-model-x", "stub-small"}
+UNKNOWN = {"qwen3-coder-plus", "stub-chat", "stub-model-x", "stub-small", "qwen3-max"}
 """Models of the captured runs that genai-prices does not know: the stub's own, and Alibaba's price list."""
 
 

@@ -76,6 +76,8 @@ def test_what_sources_saw_of_a_captured_run(chain: Chain, both: Ledger) -> None:
 
 
 def _prints_less(chain: Chain) -> bool:
+    if chain.name == "qwen/agents-5-after":  # its streams print no reasoning
+        return True
     return bool(re.search(STDOUT_TELLS_LESS.get(chain.cli, "$^"), chain.name.partition("/")[2]))
 
 

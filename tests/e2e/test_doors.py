@@ -109,9 +109,7 @@ def test_prometheus_scrapes_through_the_doors(tmp_path: Path, env: dict[str, str
         prometheus = Scraper(tmp_path, jobs)
         with procs.stopping(prometheus):
             procs.wait_for(lambda: prometheus.query('up{job="good"}') == {(): 1.0}, "the scrape succeeds")
-            procs.wait_for(
-                lambda: all(prometheus.query(f'up{{job="{j["job_name"]}"}}') == {(): 0.0} for j in jobs[1:]), "the others fail"
-            )
+            procs.wait_for(lambda: all(prometheus.query(f'up{{job="{j["job_name"]}"}}') == {(): 0.0} for j in jobs[1:]), "the others fail")
             with contextlib.closing(Ledger(Settings(env["SPENDMETER_LEDGER"]))) as ledger:
                 want = {labels: v for (name, labels), v in procs.counters(ledger).items() if name == "spendmeter_tokens_out_total"}
             procs.wait_for(lambda: prometheus.query("spendmeter_tokens_out_total") == want, "it holds what the ledger holds")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spendmeter.errors import ParseError
-from spendmeter.parsers import read_file
+from spendmeter.parsers import read, read_file
 from spendmeter.parsers.places import PLACES, companions
-from spendmeter.records import Moment
+from spendmeter.records import Moment, Observation
 
 Mark = tuple[int, int]  # size, mtime in ns, a database's log included
+LOGS = frozenset({"usage_record.jsonl"})  # of all sessions there ever were, a row at each run's end: what was added is the run's
 
 
 class Changes:
@@ -68,7 +69,8 @@ class Changes:
             guess: whether, where no id is known, the only session that changed (of a database: that took a prompt) is taken.
         """
         del pids
-        changed = {p: _sessions(p, self.cli) for p in PLACES[self.cli].session_files(self.home) if self._before.get(str(p)) != _mark(p)}
+        paths = [p for p in PLACES[self.cli].session_files(self.home) if self._before.get(str(p)) != _mark(p)]
+        changed = {p: _sessions(p, self.cli, self._before.get(str(p), (0, 0))[0]) for p in paths}
         single = {p: s for p, s in changed.items() if p.suffix != ".db"}  # a database holds every session there ever was
         self.found |= set(sessions) | ({maybe} if maybe else set())
         if not self.found and guess:
@@ -113,12 +115,19 @@ def _prompted(path: Path, cli: str, since_ns: int) -> set[str]:
     return {o.session for o in told if isinstance(o, Moment) and o.kind == "prompt" and o.at_ms * 1_000_000 >= since_ns}
 
 
-def _sessions(path: Path, cli: str) -> set[str]:
-    """The sessions that *path* holds: as its place tells, else as its rows do."""
+def _sessions(path: Path, cli: str, since: int) -> set[str]:
+    """The sessions that *path* holds: as its place tells, else as its rows do; of a log those after byte *since*."""
     if named := PLACES[cli].session_of(path):
         return {named}
     try:
-        told, _ = read_file(path, cli)
-    except ParseError:
+        told = _added(path, cli, since) if path.name in LOGS else read_file(path, cli)[0]
+    except (ParseError, OSError):
         return set()
     return {o.session for o in told if hasattr(o, "session")}
+
+
+def _added(path: Path, cli: str, since: int) -> list[Observation]:
+    """What *path* tells after byte *since*."""
+    with path.open("rb") as file:
+        file.seek(since)
+        return read(file, cli, str(path))[0]

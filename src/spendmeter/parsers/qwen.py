@@ -70,6 +70,11 @@ class FileReader:
         if "type" not in r:
             self._record(line, r, session, at)
             return
+        parent = text(mapping(r.get("forkedFrom")).get("sessionId"))
+        if parent is not None and parent != session:  # a fork begins with its parent's rows: neither its prompts nor its calls
+            if r.get("type") == "system":
+                self._telemetry(line, r, parent, copied_to=session)
+            return
         if session not in self._told:
             self._told.add(session)
             self.out.append(Context(NAME, session, text(r.get("cwd")), text(r.get("gitBranch")), text(r.get("version"))))
@@ -78,9 +83,10 @@ class FileReader:
         if r.get("type") == "user" and at is not None:
             self.out += [Moment(NAME, session, "own", at), Moment(NAME, session, "prompt", at)]
         elif r.get("type") == "system":
-            self._telemetry(line, mapping(mapping(r.get("systemPayload")).get("uiEvent")), session)
+            self._telemetry(line, r, session)
 
-    def _telemetry(self, line: int, e: dict[str, Any], session: str) -> None:
+    def _telemetry(self, line: int, r: dict[str, Any], session: str, copied_to: str | None = None) -> None:
+        e = mapping(mapping(r.get("systemPayload")).get("uiEvent"))
         if e.get("event.name") != API_RESPONSE:
             return
         used = response_usage(e)
@@ -89,7 +95,7 @@ class FileReader:
             self.out.append(Skip(self._source, "bad usage" if used is None else "no id", line))
             return
         model, at, sub = text(e.get("model")), when_ms(e.get("event.timestamp")), text(e.get("subagent_name"))
-        self.out.append(Call(NAME, cid, session, used, model, model, at, subagent=sub, subagent_type=sub))
+        self.out.append(Call(NAME, cid, session, used, model, model, at, subagent=sub, copied_to=copied_to, subagent_type=sub))
 
     def _record(self, line: int, r: dict[str, Any], session: str, at: int | None) -> None:
         """One row a run, written at its end: the session's running total."""

@@ -20,6 +20,7 @@ ONE_ID_SPACE = frozenset({"claude", "opencode", "copilot"})  # their call ids ar
 ID_SPACES = (frozenset({"file"}), frozenset({"otlp"}), frozenset({"stdout"}))  # of the others: each is a view of its own
 SHARED_IDS = {"qwen": (frozenset({"file", "otlp"}), frozenset({"stdout"}))}
 RUN_PARTS = frozenset({"run", "utility"})  # kinds of parts that tell what one run alone used; their part id is the run's key
+RESTORES_CALLS = frozenset({"qwen"})  # a fork's totals of all models start at the calls that it copied
 UNSPLIT = frozenset({"otlp.delta", "otlp.cumulative"})  # kinds of parts that tell both lifetimes of cache writes as one
 FOREVER = 1 << 62
 Cells = dict[str, Usage]
@@ -100,6 +101,8 @@ class Rule:
             epoch = next((e for ms, e in reversed(epochs) if call.at_ms is not None and ms <= call.at_ms), None)
             for key in {epoch, None}:
                 out[key, self.cell_of(call)] = out[key, self.cell_of(call)].plus(call.usage)
+            if self.facts.cli in RESTORES_CALLS:
+                out[None, ""] = out[None, ""].plus(call.usage)
         for at, read in self._ancestors({e for _, e in epochs}).items():
             out[at] = out[at].join(self.peak(read))
         for cell, used in self._restored().items():
