@@ -16,7 +16,7 @@ from tests.made import Made, empty
 from tests.pg import Server
 from tests.turns import turn
 
-pytest_plugins = ["tests.attributed", "tests.commands", "tests.doors", "tests.served"]  # fixtures beside their helpers
+pytest_plugins = ["tests.attributed", "tests.commands", "tests.doors", "tests.hooks", "tests.served"]  # fixtures beside their helpers
 
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # a shell's background job, or nohup, would hand them on ignored
     if signal.getsignal(number) == signal.SIG_IGN:
