@@ -39,10 +39,11 @@ def hook(receiver: Receiver, name: str = "ops", **rest: Any) -> Notifier:
     return Notifier(name, webhook=receiver.url("/T0KEN?key=T0KEN"), **rest)
 
 
-def raised(ledger: Ledger, budgets: Budgets) -> None:
-    """Each of *budgets* has a notice for each notifier at NOON."""
+def raised(ledger: Ledger, budgets: Budgets) -> Budgets:
+    """*budgets*, each with a notice for each notifier at NOON."""
     use(ledger, "s1", 60, NOON)
     assert raise_new(ledger, budgets, NOON) == len(budgets.budgets) * len(budgets.notifiers)
+    return budgets
 
 
 def passes(ledger: Ledger, budgets: Budgets, after_ms: int = 0) -> Delivered:

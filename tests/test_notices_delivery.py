@@ -31,8 +31,7 @@ from tests.noticed import HOUR_MS, NOTICE, defined, errors, hook, passes, raised
 
 def test_no_two_send_the_same_at_once(both: Ledger, receiver: Receiver) -> None:
     """Six senders, thirty notices, a slow receiver: each arrives once."""
-    told = defined(hook(receiver), names=tuple(f"b{i}" for i in range(30)))
-    raised(both, told)
+    told = raised(both, defined(hook(receiver), names=tuple(f"b{i}" for i in range(30))))
     receiver.delay_s = 0.02
     with ThreadPoolExecutor(6) as pool:
         assert sum(done.sent for done in pool.map(lambda _: passes(both, told), range(6))) == 30
@@ -46,8 +45,7 @@ def test_a_slow_notifier_holds_up_no_other(ledger: Ledger, receiver: Receiver, m
     monkeypatch.setattr(channels, "WEBHOOK_S", 2.0)
     slow = Receiver()
     slow.delay_s = 20
-    told = defined(hook(slow, "a"), hook(receiver, "b"), names=("b", "c", "d"))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(slow, "a"), hook(receiver, "b"), names=("b", "c", "d")))
     began = time.monotonic()
     done = passes(ledger, told)
     assert time.monotonic() - began < 4
@@ -75,8 +73,7 @@ def test_a_receiver_that_drips_is_not_waited_for(ledger: Ledger, monkeypatch: py
                     time.sleep(0.3)
 
         threading.Thread(target=drip, daemon=True).start()
-        told = defined(Notifier("ops", webhook=f"http://127.0.0.1:{server.getsockname()[1]}/"))
-        raised(ledger, told)
+        told = raised(ledger, defined(Notifier("ops", webhook=f"http://127.0.0.1:{server.getsockname()[1]}/")))
         began = time.monotonic()
         assert errors(passes(ledger, told)) == ["no answer within 1 s"]
         assert time.monotonic() - began < 3
@@ -86,8 +83,7 @@ def test_a_receiver_that_drips_is_not_waited_for(ledger: Ledger, monkeypatch: py
 def test_a_stop_ends_the_pass(ledger: Ledger, receiver: Receiver) -> None:
     """What is under way gets some seconds, stays claimed, and is sent again later under its id."""
     receiver.delay_s = 8
-    told = defined(hook(receiver), names=("b", "c"))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver), names=("b", "c")))
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     began = time.monotonic()
@@ -118,8 +114,7 @@ def test_kill_minus_nine_between_sending_and_noting(both: Ledger, receiver: Rece
         "budgets: [{name: b, period: day, limit_tokens: 100, thresholds: [0.5]}, {name: c, period: day, limit_tokens: 100}]\n"
         f"notify: [{{name: ops, webhook: '{receiver.url()}'}}]\n"
     )
-    told = defined(hook(receiver), names=("b", "c"))
-    raised(both, told)
+    told = raised(both, defined(hook(receiver), names=("b", "c")))
     started: list[subprocess.Popen[bytes]] = []
     ready = threading.Event()
 
@@ -145,8 +140,7 @@ def test_kill_minus_nine_between_sending_and_noting(both: Ledger, receiver: Rece
 
 def test_an_answer_that_comes_after_another_has_claimed_it_still_counts(ledger: Ledger, receiver: Receiver) -> None:
     """Delivered is delivered; a failure then changes nothing, for the row is the other's."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
 
     def steal(notice_id: str) -> None:
         with ledger.write() as conn:
@@ -166,8 +160,7 @@ def test_an_answer_that_comes_after_another_has_claimed_it_still_counts(ledger: 
 @pytest.mark.parametrize("gone", ["notifier", "budget", "routing"])
 def test_what_the_file_no_longer_tells_is_not_sent(ledger: Ledger, receiver: Receiver, gone: str) -> None:
     """It is left for an hour to hosts whose file may still know it, then given up."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     now = {
         "notifier": replace(told, notifiers=()),
         "budget": replace(told, budgets=()),
@@ -183,8 +176,7 @@ def test_what_the_file_no_longer_tells_is_not_sent(ledger: Ledger, receiver: Rec
 
 def test_a_known_notice_is_late_but_not_given_up(ledger: Ledger, receiver: Receiver) -> None:
     """Nobody sent for two days; then it goes out."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     assert passes(ledger, told, 48 * HOUR_MS) == Delivered(1)
 
 
@@ -197,8 +189,7 @@ def shell(script: str, name: str = "ops") -> Notifier:
 
 def test_a_command_gets_the_notice(ledger: Ledger, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """JSON on standard input, parts in the environment; what it prints goes nowhere."""
-    told = defined(shell(f"cat > {tmp_path}/body; env > {tmp_path}/env; echo CANARY; echo CANARY >&2"))
-    raised(ledger, told)
+    told = raised(ledger, defined(shell(f"cat > {tmp_path}/body; env > {tmp_path}/env; echo CANARY; echo CANARY >&2")))
     assert passes(ledger, told) == Delivered(1)
     body = json.loads((tmp_path / "body").read_text())
     env = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
@@ -219,8 +210,7 @@ def test_a_command_gets_the_notice(ledger: Ledger, tmp_path: Path, capfd: pytest
 )
 def test_a_command_that_fails_is_tried_again(ledger: Ledger, command: tuple[str, ...], said: str) -> None:
     """With its exit code, and nothing that it printed."""
-    told = defined(Notifier("ops", command=command))
-    raised(ledger, told)
+    told = raised(ledger, defined(Notifier("ops", command=command)))
     assert [str(f) for f in passes(ledger, told).failed] == [f"budget b at 50%: command of ops: {said}; kept, and tried again"]
     assert (rows(ledger)[0].error, rows(ledger)[0].due_ms > NOON + 20_000) == (said, True)
 
@@ -275,8 +265,7 @@ def test_no_address_is_in_any_message(
 ) -> None:
     """Whatever goes wrong: rows, failures, logs and streams name the host at most."""
     receiver.status = 500
-    told = defined(Notifier("ops", webhook=address.format(port=receiver.port, space="\u00e9 \n")))
-    raised(ledger, told)
+    told = raised(ledger, defined(Notifier("ops", webhook=address.format(port=receiver.port, space="\u00e9 \n"))))
     (failure,) = passes(ledger, told).failed
     assert failure.error
     assert "T0KEN" not in f"{failure}{failure!r}{rows(ledger)}{caplog.text}{capfd.readouterr()}"
@@ -285,8 +274,7 @@ def test_no_address_is_in_any_message(
 def test_what_the_receiver_says_is_not_kept(ledger: Ledger, receiver: Receiver) -> None:
     """Neither its words nor its headers."""
     receiver.status, receiver.headers = 500, {"x-reason": "CANARY"}
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     assert "CANARY" not in repr(passes(ledger, told)) + repr(rows(ledger))
 
 

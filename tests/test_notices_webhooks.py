@@ -49,8 +49,7 @@ def test_a_webhook_is_signed_each_time_it_is_sent(
 ) -> None:
     """Base64 behind whsec_, else the secret itself; another try has the same id and body, and a time of its own."""
     monkeypatch.setenv("SECRET", secret)
-    told = defined(hook(receiver, secret_env="SECRET"))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver, secret_env="SECRET")))
     receiver.status = 500
     passes(ledger, told)
     receiver.status = 200
@@ -68,8 +67,7 @@ def test_a_webhook_is_signed_each_time_it_is_sent(
 
 def test_without_a_secret_there_is_no_signature(ledger: Ledger, receiver: Receiver) -> None:
     """Its id and time are there."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     assert passes(ledger, told) == Delivered(1)
     assert {k for k in receiver.posts[0].headers if k.startswith("webhook-")} == {"webhook-id", "webhook-timestamp"}
 
@@ -90,8 +88,7 @@ def test_a_missing_secret_is_said_and_mended_later(
     """Nothing goes out unsigned; once the variable is right, the notice does."""
     if value is not None:
         monkeypatch.setenv("SECRET", value)
-    told = defined(hook(receiver, secret_env="SECRET"))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver, secret_env="SECRET")))
     assert errors(passes(ledger, told)) == [said]
     assert receiver.posts == []
     assert rows(ledger)[0].error == said
@@ -114,8 +111,7 @@ def test_user_and_password_of_an_address_go_as_a_header(receiver: Receiver) -> N
 @pytest.mark.parametrize("status", [200, 202, 204])
 def test_2xx_is_delivered(ledger: Ledger, receiver: Receiver, status: int) -> None:
     """And never sent again."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     receiver.status = status
     assert passes(ledger, told) == Delivered(1)
     assert passes(ledger, told, 30 * 24 * HOUR_MS) == Delivered()
@@ -127,8 +123,7 @@ def test_2xx_is_delivered(ledger: Ledger, receiver: Receiver, status: int) -> No
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 422])
 def test_other_client_errors_are_given_up(ledger: Ledger, receiver: Receiver, status: int) -> None:
     """With the status as the reason."""
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     receiver.status = status
     assert [str(f) for f in passes(ledger, told).failed] == [f"budget b at 50%: 127.0.0.1: answered {status}; given up"]
     assert passes(ledger, told, HOUR_MS) == Delivered()
@@ -138,8 +133,7 @@ def test_other_client_errors_are_given_up(ledger: Ledger, receiver: Receiver, st
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(ledger: Ledger, receiver: Receiver, status: int) -> None:
     """After half a minute, then a minute and so on, each a fifth more or less; six hours at most."""
-    told = defined(hook(receiver), period=Period("rolling", length_ms=30 * 24 * HOUR_MS))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver), period=Period("rolling", length_ms=30 * 24 * HOUR_MS)))
     receiver.status = status
     at, waits = 0, []
     for _ in range(13):
@@ -159,8 +153,7 @@ def test_what_may_pass_is_tried_again(ledger: Ledger, receiver: Receiver, status
 @pytest.mark.parametrize(("period", "hours"), [(Period("day"), 24), (Period("rolling", length_ms=5 * HOUR_MS), 24), (Period("week"), 168)])
 def test_it_is_tried_as_long_as_the_period_but_a_day_at_least(ledger: Ledger, receiver: Receiver, period: Period, hours: int) -> None:
     """Then it is given up, with the last reason."""
-    told = defined(hook(receiver), period=period)
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver), period=period))
     receiver.status = 500
     at = 0
     while (due := rows(ledger)[0].due_ms) is not None:
@@ -174,8 +167,7 @@ def test_it_is_tried_as_long_as_the_period_but_a_day_at_least(ledger: Ledger, re
 def test_retry_after_holds_for_the_notifier(ledger: Ledger, receiver: Receiver, form: str) -> None:
     """For its other notices too, and for no other notifier; six hours at most."""
     in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    told = defined(hook(receiver), Notifier("z", command=("false",)), names=("b", "c"))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver), Notifier("z", command=("false",)), names=("b", "c")))
     receiver.status, receiver.headers = 429, {"retry-after": "3600" if form == "seconds" else in_an_hour}
     passes(ledger, told)
     assert len(receiver.posts) == 1
@@ -202,8 +194,7 @@ def test_redirects_are_not_followed(ledger: Ledger, receiver: Receiver, status: 
     """Neither to another host nor to the same: it is said, and tried again."""
     other = Receiver()
     receiver.status, receiver.headers = status, {"location": other.url("/steal")}
-    told = defined(hook(receiver))
-    raised(ledger, told)
+    told = raised(ledger, defined(hook(receiver)))
     assert errors(passes(ledger, told)) == [f"answered {status}, a redirect, which is not followed; write the final address as its webhook"]
     assert other.posts == []
     assert rows(ledger)[0].due_ms is not None
@@ -215,8 +206,7 @@ def test_a_receiver_that_was_down_gets_it_once(ledger: Ledger) -> None:
     probe = Receiver()
     port = probe.port
     probe.close()
-    told = defined(Notifier("ops", webhook=f"http://127.0.0.1:{port}/"))
-    raised(ledger, told)
+    told = raised(ledger, defined(Notifier("ops", webhook=f"http://127.0.0.1:{port}/")))
     at = 0
     for _ in range(4):
         assert errors(passes(ledger, told, at)) == ["Connection refused"]

@@ -39,8 +39,7 @@ def look(ledger: Ledger, tails: Tails, home: Path) -> Result:
 
 def whole(folder: Path, home: Path) -> dict[str, list[tuple[object, ...]]]:
     """The ledger of reading all of *home* once."""
-    ledger = Ledger(Settings(f"sqlite:///{folder}/whole.db", settle_s=3600))
-    with contextlib.closing(ledger):
+    with contextlib.closing(Ledger(Settings(f"sqlite:///{folder}/whole.db", settle_s=3600))) as ledger:
         sync(ledger, home=home)
         return dump(ledger)
 
@@ -71,8 +70,7 @@ def test_a_transcript_cut_at_any_byte_adds_nothing_to_the_whole(name: str, tmp_p
         kinds.setdefault(repr([o for o in read_source(path, chain.cli).observations if getattr(o, "reason", "") != "cut short"]), cut)
     assert len(kinds) >= 2
     for n, cut in enumerate(kinds.values()):
-        ledger = Ledger(Settings(f"sqlite:///{shutil.copy(empty, tmp_path / f'{n}.db')}", settle_s=3600))
-        with contextlib.closing(ledger):
+        with contextlib.closing(Ledger(Settings(f"sqlite:///{shutil.copy(empty, tmp_path / f'{n}.db')}", settle_s=3600))) as ledger:
             path.write_bytes(files[path][:cut])
             sync(ledger, home=tmp_path / "h")
             path.write_bytes(files[path])

@@ -46,8 +46,7 @@ class Process:
         return self._said.read_bytes()[since:].decode()
 
     def tokens(self) -> dict[str, int]:
-        ledger = Ledger(Settings(self.url))
-        with contextlib.closing(ledger):
+        with contextlib.closing(Ledger(Settings(self.url))) as ledger:
             return sums(ledger)
 
     def end(self) -> None:
@@ -57,8 +56,7 @@ class Process:
         assert "Traceback" not in self.said()
 
     def verify(self) -> None:
-        ledger = Ledger(Settings(self.url))
-        with contextlib.closing(ledger):
+        with contextlib.closing(Ledger(Settings(self.url))) as ledger:
             assert verify(ledger) == []
 
 
@@ -216,7 +214,6 @@ def _read_by(pid: int) -> int:
 
 def _is_known(url: str, path: Path) -> bool:
     """Whether the ledger has all that the file holds now."""
-    ledger = Ledger(Settings(url))
-    with contextlib.closing(ledger):
+    with contextlib.closing(Ledger(Settings(url))) as ledger:
         known = ledger.source_digest(str(path))
     return known is not None and f":{path.stat().st_size}:" in known[0]
