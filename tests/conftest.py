@@ -16,6 +16,8 @@ from tests.made import Made, empty
 from tests.pg import Server
 from tests.turns import turn
 
+pytest_plugins = ["tests.attributed", "tests.commands", "tests.doors", "tests.hooks", "tests.served"]  # fixtures beside their helpers
+
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # a shell's background job, or nohup, would hand them on ignored
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)

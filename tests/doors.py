@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from starlette.testclient import TestClient
 
 from spendmeter.ledger import now_ms, tokens
@@ -31,6 +32,17 @@ def made_tokens(book: Book) -> dict[str, str]:
     return made
 
 
+@pytest.fixture
+def known(book: Book) -> dict[str, str]:
+    return made_tokens(book)
+
+
+@pytest.fixture
+def client(book: Book) -> Iterator[TestClient]:
+    """Of the daemon at *book*, which asks for tokens."""
+    yield from serving(book)
+
+
 def serving(book: Book, keeper: Keeper | None = None, writes: Buckets | None = None) -> Iterator[TestClient]:
     """A client of the daemon at *book*, which asks for tokens."""
     made = app.create_app(book, Workers(book), None, keeper or Keeper(book, Buckets(1000, 1000)), writes)
@@ -51,4 +63,5 @@ def problem(answer: Any, status: int) -> dict[str, Any]:
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     told: dict[str, Any] = problems.Problem.model_validate(answer.json()).model_dump()
     assert told["status"] == status
+    assert told["title"]
     return told

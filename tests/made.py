@@ -1,17 +1,36 @@
-"""Rows of runs and entries put straight into a ledger, as ``derive`` would make them."""
+"""Rows of runs and entries put straight into a ledger, as ``derive`` would make them, and ledgers of earlier schemas for others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, delete, insert
 
-from spendmeter.ledger import Ledger, rollup
+import spendmeter.ledger
+from spendmeter.ledger import Ledger, planning, rollup
 from spendmeter.ledger import schema as t
 
 NOON = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp() * 1000)
+MIGRATIONS = Config()
+MIGRATIONS.set_main_option("script_location", str(Path(spendmeter.ledger.__file__).parent / "migrations"))
+
+
+@contextmanager
+def earlier(url: str, revision: str) -> Iterator[Connection]:
+    """Makes the tables of an earlier schema at *url*, to be filled."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as conn:
+        MIGRATIONS.attributes["connection"] = conn
+        command.upgrade(MIGRATIONS, revision)
+        yield conn
+    engine.dispose()
 
 
 def empty(ledger: Ledger) -> None:
@@ -20,6 +39,7 @@ def empty(ledger: Ledger) -> None:
         for table in reversed(t.META.sorted_tables):
             if table.name not in ("meta", "alembic_version"):
                 conn.execute(delete(table))
+        conn.execute(delete(t.meta).where(t.meta.c.key == planning.PRUNED_KEY))
 
 
 @dataclass

@@ -26,9 +26,9 @@ from spendmeter.ledger.budgeting import State
 from spendmeter.ledger.exposition import exposition
 from spendmeter.ledger.reservations import Reservation
 from spendmeter.projections import budget_tables, prometheus
+from tests.commands import call, done
 from tests.made import NOON, Made
-from tests.test_budgeting import MONTH, TODAY, TOTAL, budget, ms
-from tests.test_cli import call, done
+from tests.standings import MONTH, TODAY, TOTAL, budget, ms
 
 FILE = """
 budgets:

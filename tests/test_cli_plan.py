@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import io
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
 from rich.console import Console
 
-from spendmeter.cli import main
 from spendmeter.plans.file import read
 from spendmeter.plans.model import Estimate, Figures, Plan, Snapshot
 from spendmeter.plans.variance import Actual, compare
 from spendmeter.projections import plan_tables
-from tests.runs import ROOT
+from tests.commands import RUNS, call, document, done
 
-RUNS = ROOT / "claude"
 PLAN = """\
 name: book
 estimates:
   - {workflow: summarise, calls: 3, prompt_tokens: 60000, total_tokens: 64000, cost_usd: 0.04}
   - {workflow: review, cost_usd: 0.01}
 """
-
-
-def call(*args: str) -> Result:
-    result = CliRunner().invoke(main, args)
-    assert result.exception is None or isinstance(result.exception, SystemExit), "".join(map(str, result.exc_info or ()))
-    return result
-
-
-def done(*args: str) -> str:
-    result = call(*args)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def document(*args: str) -> Any:
-    return json.loads(done(*args, "--json"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.test_cli import RUNS, SINGLE, call, done
+from tests.commands import RUNS, SINGLE, call, done
 
 USED = {"input_tokens": 100_000, "output_tokens": 0}
 TODAY = ["--since", "3650d"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +11,6 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from spendmeter.config import Settings
 from spendmeter.ingest import ingest_paths
 from spendmeter.ledger import tokens
 from spendmeter.ledger.query import report
@@ -24,26 +22,11 @@ from spendmeter.server.auth import Keeper
 from spendmeter.server.book import Book
 from spendmeter.server.guard import COOKIE
 from spendmeter.server.workers import Workers
-from tests.doors import EVENT, EVENTS, HOME, bearer, log_in, made_tokens, problem, serving
+from tests.doors import EVENT, EVENTS, HOME, bearer, log_in, problem
 from tests.runs import ROOT
+from tests.served import serve
 
 CASE = ROOT / "claude" / "json-tool"
-
-
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
-
-
-@pytest.fixture
-def known(book: Book) -> dict[str, str]:
-    return made_tokens(book)
-
-
-@pytest.fixture
-def client(book: Book) -> Iterator[TestClient]:
-    yield from serving(book)
 
 
 PATHS = ("/metrics", "/api/v1/report", "/api/v1/runs", "/api/v1/openapi.json", "/api/v1/none", "/token-events", "/nothing", "/mcp",
@@ -150,7 +133,7 @@ def test_the_description_names_the_door(client: TestClient, known: dict[str, str
     told = client.get("/api/v1/openapi.json", headers=bearer(known["read"])).json()
     assert told["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
     assert told["security"] == [{"token": []}]
-    with TestClient(app.create_app(book, Workers(book)), base_url="http://localhost") as open_:
+    with serve(book) as open_:
         assert "security" not in open_.get("/api/v1/openapi.json").json()
 
 

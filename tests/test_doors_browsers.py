@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 from starlette.testclient import TestClient
 
-from spendmeter.config import Settings
 from spendmeter.server import app
 from spendmeter.server.auth import Keeper
 from spendmeter.server.book import Book
 from spendmeter.server.guard import COOKIE, HEADERS, HSTS
 from spendmeter.server.workers import Workers
-from tests.doors import EVENT, EVENTS, HOME, bearer, log_in, made_tokens, problem, serving
-
-
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
-
-
-@pytest.fixture
-def known(book: Book) -> dict[str, str]:
-    return made_tokens(book)
-
-
-@pytest.fixture
-def client(book: Book) -> Iterator[TestClient]:
-    yield from serving(book)
+from tests.doors import EVENT, EVENTS, HOME, bearer, log_in, problem
 
 
 def test_a_page_asks_for_a_token_and_takes_it_once(client: TestClient, known: dict[str, str]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
-from starlette.testclient import TestClient
 
 from spendmeter import token_events
 from spendmeter.config import Settings, load
@@ -24,19 +23,12 @@ from spendmeter.ledger.query import report
 from spendmeter.ledger.verify import verify
 from spendmeter.projections.prometheus import render
 from spendmeter.records import Tags
-from spendmeter.server import app
 from spendmeter.server.book import Book
 from spendmeter.server.mcp_server.protocol import call
 from spendmeter.server.mcp_server.source import Source
-from spendmeter.server.workers import Workers
 from tests.doors import EVENT, EVENTS
 from tests.runs import ROOT
-
-
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
+from tests.served import serve
 
 
 @pytest.mark.parametrize(
@@ -103,7 +95,7 @@ def test_an_event_is_cleaned_before_it_is_stored(new_url: Callable[[], str], ema
     """Its agent, task, workstream, repository and note, as is set; it is still found and summed up by the names that were posted."""
     settings = Settings(new_url(), settle_s=0, privacy_emails=emails)
     posted = {"agent": BOB, "task": SHOP, "workstream": f"of {BOB}", "repo": SHOP, "note": f"{BOB} in\n{SHOP}", "tokens_in": 5}
-    with closing(Book(settings)) as book, TestClient(app.create_app(book, Workers(book)), base_url="http://localhost") as client:
+    with closing(Book(settings)) as book, serve(book) as client:
         row = client.post(EVENTS, json=posted).json()
         want = {
             "agent": KEPT[emails],
@@ -128,7 +120,7 @@ def test_an_event_that_is_sent_again_is_known_whatever_became_of_its_names(tmp_p
     """It is what was posted that its key stands for, also where the setting has changed since."""
     for emails, status in (("hash", 201), ("hash", 200), ("drop", 200)):
         told = Settings(f"sqlite:///{tmp_path}/ledger.db", privacy_emails=emails)
-        with closing(Book(told)) as book, TestClient(app.create_app(book, Workers(book)), base_url="http://localhost") as client:
+        with closing(Book(told)) as book, serve(book) as client:
             answer = client.post(EVENTS, json=EVENT | {"agent": BOB, "idempotency_key": "k"})
             assert (answer.status_code, answer.json()["agent"]) == (status, KEPT["hash"])
 

@@ -13,29 +13,12 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from spendmeter.config import Settings
 from spendmeter.server import app, limits
 from spendmeter.server.auth import Keeper
 from spendmeter.server.book import Book
 from spendmeter.server.limits import Buckets
 from spendmeter.server.workers import Workers
-from tests.doors import EVENT, EVENTS, bearer, log_in, made_tokens, problem, serving
-
-
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
-
-
-@pytest.fixture
-def known(book: Book) -> dict[str, str]:
-    return made_tokens(book)
-
-
-@pytest.fixture
-def client(book: Book) -> Iterator[TestClient]:
-    yield from serving(book)
+from tests.doors import EVENT, EVENTS, bearer, log_in, problem, serving
 
 
 def test_a_body_that_is_too_large_is_not_read(client: TestClient, known: dict[str, str]) -> None:

@@ -8,8 +8,6 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,9 @@ from spendmeter.ledger import schema as t
 from spendmeter.server import auth, tls
 from spendmeter.server.auth import Access, Keeper
 from spendmeter.server.book import Book
-from tests.doors import bearer, made_tokens, serving
+from tests.doors import bearer, serving
 
 NOT_BEFORE = 1_000_000
-
-
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
-
-
-@pytest.fixture
-def known(book: Book) -> dict[str, str]:
-    return made_tokens(book)
 
 
 def test_a_token_is_kept_as_its_digest(both: Ledger) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,87 +16,74 @@ from starlette.testclient import TestClient
 from spendmeter.config import Settings
 from spendmeter.ledger.query import report
 from spendmeter.ledger.verify import verify
-from spendmeter.server import app, events_api, problems
+from spendmeter.server import events_api
 from spendmeter.server.book import Book
-from spendmeter.server.workers import Workers
 from spendmeter.token_events import SCOPES
 from spendmeter.token_events.model import FIELDS, REF_TYPES
+from tests.doors import EVENTS, problem
+from tests.served import serve
 
 DOCS = Path(__file__).parents[1] / "docs"
-HOME, EVENTS = "http://127.0.0.1:9464", "/api/v1/token-events"
 EVENT = {"agent": "dev", "task": "T-1", "model": "claude-sonnet-4-5", "tokens_in": 100, "tokens_out": 20}
 
 
-@pytest.fixture
-def book(settings: Settings) -> Iterator[Book]:
-    with closing(Book(settings)) as made:
-        yield made
-
-
-@pytest.fixture
-def client(book: Book) -> Iterator[TestClient]:
-    with TestClient(app.create_app(book, Workers(book)), base_url=HOME) as made:
-        yield made
-
-
-def problem(answer: Any, status: int) -> list[str]:
+def refused(answer: Any, status: int) -> list[str]:
     """The fields that a problem document names."""
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-    return [e.field for e in problems.Problem.model_validate(answer.json()).errors]
+    return [e["field"] for e in problem(answer, status)["errors"]]
 
 
-def test_an_event_is_answered_with_its_row(client: TestClient, book: Book) -> None:
+def test_an_event_is_answered_with_its_row(served: TestClient, book: Book) -> None:
     """201, the fields that were posted, id, tokens_total and created_at; found again by its id and in the list."""
-    answer = client.post(EVENTS, json=EVENT)
+    answer = served.post(EVENTS, json=EVENT)
     row = answer.json()
     assert answer.status_code == 201
     assert row.keys() == {*FIELDS, "id", "tokens_total", "created_at"}
     assert {name: row[name] for name in EVENT} == EVENT
     assert (row["tokens_total"], row["cost_usd"], row["note"]) == (120, None, None)
     events_api.TokenEventRow.model_validate(row)
-    assert client.get(f"{EVENTS}/{row['id']}").json() == row
-    assert client.get(EVENTS).json() == {"token_events": [row], "next_cursor": None}
-    assert client.get(f"/api/v1/runs/{row['id']}").json()["tokens_in"] == 100
-    assert 'cli="api"' in client.get("/metrics").text
+    assert served.get(f"{EVENTS}/{row['id']}").json() == row
+    assert served.get(EVENTS).json() == {"token_events": [row], "next_cursor": None}
+    assert served.get(f"/api/v1/runs/{row['id']}").json()["tokens_in"] == 100
+    assert 'cli="api"' in served.get("/metrics").text
     assert verify(book.ledger()) == []
 
 
 @pytest.mark.parametrize("in_header", [True, False])
-def test_a_repeat_is_answered_with_the_first_row(client: TestClient, book: Book, in_header: bool) -> None:
+def test_a_repeat_is_answered_with_the_first_row(served: TestClient, book: Book, in_header: bool) -> None:
     """200 for the same under one key, in the header or in the body; 409 for another."""
 
     def send(**told: Any) -> Any:
         key = {} if in_header else {"idempotency_key": "k"}
-        return client.post(EVENTS, json=EVENT | told | key, headers={"Idempotency-Key": "k"} if in_header else {})
+        return served.post(EVENTS, json=EVENT | told | key, headers={"Idempotency-Key": "k"} if in_header else {})
 
     first, again = send(), send()
     assert (first.status_code, again.status_code) == (201, 200)
     assert again.json() == first.json()
     assert first.json()["idempotency_key"] == "k"
-    assert problem(send(tokens_in=101), 409) == ["idempotency_key"]
+    assert refused(send(tokens_in=101), 409) == ["idempotency_key"]
     assert report(book.ledger(), []).total.tokens_in == 100
 
 
-def test_header_and_body_may_not_differ(client: TestClient) -> None:
+def test_header_and_body_may_not_differ(served: TestClient) -> None:
     """Nor may the header name a list, or hold what no key holds."""
     headers = {"Idempotency-Key": "a"}
-    assert problem(client.post(EVENTS, json=EVENT | {"idempotency_key": "b"}, headers=headers), 422) == ["idempotency_key"]
-    assert client.post(EVENTS, json=EVENT | {"idempotency_key": "a"}, headers=headers).status_code == 201
-    assert problem(client.post(EVENTS, json=[EVENT], headers=headers), 422) == ["Idempotency-Key"]
-    assert problem(client.post(EVENTS, json=EVENT, headers={"Idempotency-Key": "x" * 129}), 422) == ["Idempotency-Key"]
+    assert refused(served.post(EVENTS, json=EVENT | {"idempotency_key": "b"}, headers=headers), 422) == ["idempotency_key"]
+    assert served.post(EVENTS, json=EVENT | {"idempotency_key": "a"}, headers=headers).status_code == 201
+    assert refused(served.post(EVENTS, json=[EVENT], headers=headers), 422) == ["Idempotency-Key"]
+    assert refused(served.post(EVENTS, json=EVENT, headers={"Idempotency-Key": "x" * 129}), 422) == ["Idempotency-Key"]
 
 
-def test_a_list_is_all_or_nothing(client: TestClient, book: Book) -> None:
+def test_a_list_is_all_or_nothing(served: TestClient, book: Book) -> None:
     """Answered by a list of rows in its order; one fault and nothing is recorded."""
     told = [EVENT | {"task": f"T-{i}", "idempotency_key": f"k{i}"} for i in range(3)]
-    answer = client.post(EVENTS, json=told)
+    answer = served.post(EVENTS, json=told)
     assert (answer.status_code, [r["task"] for r in answer.json()]) == (201, ["T-0", "T-1", "T-2"])
-    assert client.post(EVENTS, json=told).status_code == 200
-    assert client.post(EVENTS, json=[*told, EVENT]).status_code == 201
-    assert problem(client.post(EVENTS, json=[EVENT, EVENT | {"tokens_in": -1}, {"ref_type": "x"}]), 422) == ["1.tokens_in", "2.ref_type"]
-    assert problem(client.post(EVENTS, json=[EVENT, told[0] | {"tokens_in": 5}]), 409) == ["1.idempotency_key"]
-    assert problem(client.post(EVENTS, json=[]), 422) == [""]
-    assert problem(client.post(EVENTS, json=[EVENT] * 1001), 422) == [""]
+    assert served.post(EVENTS, json=told).status_code == 200
+    assert served.post(EVENTS, json=[*told, EVENT]).status_code == 201
+    assert refused(served.post(EVENTS, json=[EVENT, EVENT | {"tokens_in": -1}, {"ref_type": "x"}]), 422) == ["1.tokens_in", "2.ref_type"]
+    assert refused(served.post(EVENTS, json=[EVENT, told[0] | {"tokens_in": 5}]), 409) == ["1.idempotency_key"]
+    assert refused(served.post(EVENTS, json=[]), 422) == [""]
+    assert refused(served.post(EVENTS, json=[EVENT] * 1001), 422) == [""]
     assert report(book.ledger(), []).total.runs == 4
 
 
@@ -118,34 +104,34 @@ def test_a_list_is_all_or_nothing(client: TestClient, book: Book) -> None:
         (b'{"tokens_in":1}', "application/json; charset=utf-8", 201),
     ],
 )
-def test_a_body_that_is_none_is_told_so(client: TestClient, body: bytes, kind: str, status: int) -> None:
+def test_a_body_that_is_none_is_told_so(served: TestClient, body: bytes, kind: str, status: int) -> None:
     """As a problem; another content type, which any page could send here, is refused."""
-    answer = client.post(EVENTS, content=body, headers={"content-type": kind})
+    answer = served.post(EVENTS, content=body, headers={"content-type": kind})
     assert answer.status_code == status
     if status != 201:
-        problem(answer, status)
+        refused(answer, status)
 
 
-def test_money_never_becomes_a_float(client: TestClient) -> None:
+def test_money_never_becomes_a_float(served: TestClient) -> None:
     """A number in JSON is read as it is written."""
     body = b'{"cost_usd": 123456.123456789}'
-    assert client.post(EVENTS, content=body, headers={"content-type": "application/json"}).json()["cost_usd"] == "123456.123456789"
+    assert served.post(EVENTS, content=body, headers={"content-type": "application/json"}).json()["cost_usd"] == "123456.123456789"
 
 
-def test_the_list_is_filtered_and_paged(client: TestClient) -> None:
+def test_the_list_is_filtered_and_paged(served: TestClient) -> None:
     """A cursor goes on where the page ended; what is not understood is named."""
-    client.post(EVENTS, json=[EVENT | {"task": f"T-{i % 2}", "tokens_in": i, "ref_type": "commit", "ref_id": f"c{i}"} for i in range(6)])
+    served.post(EVENTS, json=[EVENT | {"task": f"T-{i % 2}", "tokens_in": i, "ref_type": "commit", "ref_id": f"c{i}"} for i in range(6)])
     seen, cursor = [], None
     while True:
-        page = client.get(EVENTS, params={"task": "T-1", "limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        page = served.get(EVENTS, params={"task": "T-1", "limit": 2} | ({"cursor": cursor} if cursor else {})).json()
         seen += [e["tokens_in"] for e in page["token_events"]]
         cursor = page["next_cursor"]
         if cursor is None:
             break
     assert sorted(seen) == [1, 3, 5]
-    assert [e["tokens_in"] for e in client.get(EVENTS, params={"ref_type": "commit", "ref_id": "c4"}).json()["token_events"]] == [4]
-    assert len(client.get(EVENTS, params={"since": "1h"}).json()["token_events"]) == 6
-    assert client.get(EVENTS, params={"until": "1h"}).json()["token_events"] == []
+    assert [e["tokens_in"] for e in served.get(EVENTS, params={"ref_type": "commit", "ref_id": "c4"}).json()["token_events"]] == [4]
+    assert len(served.get(EVENTS, params={"since": "1h"}).json()["token_events"]) == 6
+    assert served.get(EVENTS, params={"until": "1h"}).json()["token_events"] == []
     for params, field in (
         ({"since": "soon"}, "since"),
         ({"timezone": "Mars"}, "timezone"),
@@ -156,42 +142,42 @@ def test_the_list_is_filtered_and_paged(client: TestClient) -> None:
         ({"ref_type": "branch"}, "ref_type"),
         ({"task": "a\0"}, "task"),
     ):
-        assert problem(client.get(EVENTS, params=params), 422) == [field]
+        assert refused(served.get(EVENTS, params=params), 422) == [field]
 
 
-def test_the_summary_names_its_scope(client: TestClient) -> None:
+def test_the_summary_names_its_scope(served: TestClient) -> None:
     """As design.md says; a scope that there is not, or none, is named."""
-    client.post(EVENTS, json=EVENT | {"cost_usd": 0.5})
-    got = client.get(f"{EVENTS}/summary", params={"scope": "task", "id": "T-1"}).json()
+    served.post(EVENTS, json=EVENT | {"cost_usd": 0.5})
+    got = served.get(f"{EVENTS}/summary", params={"scope": "task", "id": "T-1"}).json()
     assert got == {
         "scope": "task", "scope_id": "T-1", "tokens_in": 100, "tokens_out": 20, "tokens_total": 120, "cost_usd": "0.500000",
         "event_count": 1, "by_model": {"claude-sonnet-4-5": 120}, "by_agent": {"dev": 120},
     }  # fmt: skip
-    assert problem(client.get(f"{EVENTS}/summary", params={"scope": "planet", "id": "x"}), 422) == ["scope"]
-    assert problem(client.get(f"{EVENTS}/summary"), 422) == ["scope", "id"]
+    assert refused(served.get(f"{EVENTS}/summary", params={"scope": "planet", "id": "x"}), 422) == ["scope"]
+    assert refused(served.get(f"{EVENTS}/summary"), 422) == ["scope", "id"]
 
 
-def test_the_short_paths_answer_the_same(client: TestClient) -> None:
+def test_the_short_paths_answer_the_same(served: TestClient) -> None:
     """With problems too; the document lists each path once."""
-    row = client.post("/token-events", json=EVENT).json()
+    row = served.post("/token-events", json=EVENT).json()
     for path in ("", f"/{row['id']}", "/summary?scope=task&id=T-1", "?limit=1"):
-        assert client.get(f"/token-events{path}").json() == client.get(f"{EVENTS}{path}").json()
-    assert problem(client.get("/token-events/none"), 404) == problem(client.get(f"{EVENTS}/none"), 404) == []
-    assert problem(client.delete("/token-events"), 405) == []
-    assert problem(client.post("/token-events", json={}), 422) == ["tokens_in"]
-    paths = client.get("/api/v1/openapi.json").json()["paths"]
+        assert served.get(f"/token-events{path}").json() == served.get(f"{EVENTS}{path}").json()
+    assert refused(served.get("/token-events/none"), 404) == refused(served.get(f"{EVENTS}/none"), 404) == []
+    assert refused(served.delete("/token-events"), 405) == []
+    assert refused(served.post("/token-events", json={}), 422) == ["tokens_in"]
+    paths = served.get("/api/v1/openapi.json").json()["paths"]
     assert sorted(p for p in paths if "token-events" in p) == [EVENTS, f"{EVENTS}/summary", f"{EVENTS}/{{id}}"]
 
 
-def test_the_document_says_what_is_taken_and_answered(client: TestClient) -> None:
+def test_the_document_says_what_is_taken_and_answered(served: TestClient) -> None:
     """The body's schema takes an event and a list, and what is answered fits the schema of answers."""
-    document = client.get("/api/v1/openapi.json").json()
+    document = served.get("/api/v1/openapi.json").json()
     post = document["paths"][EVENTS]["post"]
     body = jsonschema.Draft202012Validator(post["requestBody"]["content"]["application/json"]["schema"])
     assert [body.is_valid(x) for x in (EVENT, [EVENT], {}, [], [EVENT] * 1001)] == [True, True, False, False, False]
     answers = jsonschema.Draft202012Validator(document | post["responses"]["201"]["content"]["application/json"]["schema"])
     for told in (EVENT, [EVENT]):
-        answers.validate(client.post(EVENTS, json=told).json())
+        answers.validate(served.post(EVENTS, json=told).json())
     assert {"200", "201", "400", "409", "415", "422", "503"} <= post["responses"].keys()
     scope = next(p for p in document["paths"][f"{EVENTS}/summary"]["get"]["parameters"] if p["name"] == "scope")
     ref = next(p for p in document["paths"][EVENTS]["get"]["parameters"] if p["name"] == "ref_type")
@@ -205,24 +191,24 @@ def test_a_ledger_that_cannot_be_written_is_told(settings: Settings, tmp_path: P
 
     file = tmp_path / "busy.db"
     told = replace(settings, ledger=f"sqlite:///{file}")
-    with closing(Book(told)) as book, TestClient(app.create_app(book, Workers(book)), base_url=HOME) as client:
+    with closing(Book(told)) as book, serve(book) as served:
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        answer = client.post(EVENTS, json=EVENT)
-        assert problem(answer, 503) == []
+        answer = served.post(EVENTS, json=EVENT)
+        assert refused(answer, 503) == []
         assert answer.headers["retry-after"]
         other.execute("ROLLBACK")
         other.close()
-        assert client.get(EVENTS).json()["token_events"] == []
-        assert client.post(EVENTS, json=EVENT).status_code == 201
+        assert served.get(EVENTS).json()["token_events"] == []
+        assert served.post(EVENTS, json=EVENT).status_code == 201
 
 
-def test_the_how_to_does_what_it_says(client: TestClient) -> None:
+def test_the_how_to_does_what_it_says(served: TestClient) -> None:
     """Its posts are recorded, sent again they are known, and its questions find them; the reference has every field and no other."""
     page = (DOCS / "how-to" / "token-events.md").read_text()
     bodies = re.findall(r"-d '(.*?)'", page, re.DOTALL)
-    assert [client.post(EVENTS, json=json.loads(b)).status_code for b in [*bodies, *bodies]] == [201] * len(bodies) + [200] * len(bodies)
-    asked = [client.get(url).json() for url in re.findall(r"curl -s 'http://127.0.0.1:9464([^']+)'", page)]
+    assert [served.post(EVENTS, json=json.loads(b)).status_code for b in [*bodies, *bodies]] == [201] * len(bodies) + [200] * len(bodies)
+    asked = [served.get(url).json() for url in re.findall(r"curl -s 'http://127.0.0.1:9464([^']+)'", page)]
     assert [x.get("event_count", len(x.get("token_events", []))) for x in asked] == [2, 1, 2]
     table = (DOCS / "reference" / "api.md").read_text().split("| field | what |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `")))) == set(FIELDS)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, MetaData, create_engine, insert, select
+from sqlalchemy import Connection, MetaData, insert, select
 
-import spendmeter.ledger
 from spendmeter import ingest
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger, copying
@@ -19,12 +15,11 @@ from spendmeter.ledger import schema as t
 from spendmeter.ledger.query import report
 from spendmeter.ledger.verify import verify
 from spendmeter.records import Tags
+from tests.made import MIGRATIONS, earlier
 from tests.runs import Chain, all_chains
 from tests.test_ledger import counters, dump, sums
 
-CONFIG = Config()
-CONFIG.set_main_option("script_location", str(Path(spendmeter.ledger.__file__).parent / "migrations"))
-EARLIER = sorted(r.revision for r in ScriptDirectory.from_config(CONFIG).walk_revisions() if r.revision != t.HEAD)
+EARLIER = sorted(r.revision for r in ScriptDirectory.from_config(MIGRATIONS).walk_revisions() if r.revision != t.HEAD)
 OLD = [c for c in all_chains() if "resume" in c.name]
 NEW = next(c for c in all_chains() if c.name.endswith("json-opus"))
 
@@ -59,12 +54,8 @@ def put(conn: Connection, ledger: Ledger) -> None:
 def test_a_ledger_of_an_earlier_schema_says_the_same_and_goes_on(revision: str, today: Ledger, new_url: Callable[[], str]) -> None:
     """Same rows, counters and reports after the migration; what it held adds nothing again, and new usage counts as in a new ledger."""
     url = new_url()
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as conn:
-        CONFIG.attributes["connection"] = conn
-        command.upgrade(CONFIG, revision)
+    with earlier(url, revision) as conn:
         put(conn, today)
-    engine.dispose()
     moved = Ledger(Settings(url, settle_s=0))
     for step in ("as it came", "folded", "read again", "with new usage"):
         if step == "folded":

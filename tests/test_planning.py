@@ -1,102 +1,69 @@
-"""Plans in the ledger: snapshots, what the runs of a plan used, gauges, history; on SQLite and on PostgreSQL."""
+"""Plans in the ledger: snapshots, what the runs of a plan used, history; on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import create_engine, delete, func, select, text
+from sqlalchemy import func, select, text
 
-import spendmeter.ledger
-from spendmeter import metrics as m
 from spendmeter.config import Settings
 from spendmeter.errors import LedgerError
-from spendmeter.ingest import ingest_paths, sync
 from spendmeter.ledger import Ledger, planning, query
 from spendmeter.ledger import schema as t
-from spendmeter.ledger.exposition import exposition
 from spendmeter.ledger.query import Where
 from spendmeter.plans.model import Estimate, Figures, Plan
 from spendmeter.plans.variance import Variance
-from spendmeter.projections.prometheus import render
 from spendmeter.records import Tags, to_nusd
-from tests.made import NOON, Made
-from tests.runs import FIELDS, ROOT
+from tests.made import NOON, Made, earlier
+from tests.planned import RUNS, plan, take
+from tests.runs import FIELDS
 
-RUNS = ROOT / "claude"
 DAY = 86_400_000
-
-
-def plan(name: str = "book", /, **calls: int | None) -> Plan:
-    """A plan with a number of calls for each workflow, ten prompt and two output tokens and a cent for each call."""
-    made = []
-    for workflow, n in calls.items():
-        figures = Figures() if n is None else Figures(n, 10 * n, 12 * n, 10_000_000 * n)
-        made.append(Estimate((workflow, None, None), figures))
-    return Plan(name, tuple(made))
-
-
-@pytest.fixture
-def ledger(both: Ledger) -> Ledger:
-    """An empty ledger on each database, which has pruned nothing yet."""
-    with both.write() as conn:
-        conn.execute(delete(t.meta).where(t.meta.c.key == planning.PRUNED_KEY))
-    return both
-
-
-@pytest.fixture
-def made(ledger: Ledger) -> Made:
-    return Made(ledger)
-
 
 # -- snapshots ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unchanged_plan_only_has_its_time_refreshed(ledger: Ledger) -> None:
+def test_an_unchanged_plan_only_has_its_time_refreshed(both: Ledger) -> None:
     """One snapshot, recorded when it first was; its description and order are those that were recorded last."""
     one = Plan("book", (*plan(a=1).estimates, *plan(b=2).estimates))
     again = Plan("book", one.estimates[::-1], "with a word")
-    first, second = planning.record(ledger, one, NOON), planning.record(ledger, again, NOON + 5)
+    first, second = planning.record(both, one, NOON), planning.record(both, again, NOON + 5)
     assert (first.new, second.new, second.pruned) == (True, False, 0)
-    kept, pruned = planning.snapshots(ledger)
+    kept, pruned = planning.snapshots(both)
     assert [(s.snapshot_id, s.recorded_ms, s.seen_ms, s.plan) for s in kept] == [(one.fingerprint, NOON, NOON + 5, again)]
     assert pruned == 0
 
 
-def test_a_changed_estimate_is_a_new_snapshot_and_in_force(ledger: Ledger) -> None:
+def test_a_changed_estimate_is_a_new_snapshot_and_in_force(both: Ledger) -> None:
     """And so is an old one that is recorded again, whatever a host's clock says."""
     old, new = plan(a=1), plan(a=2)
-    planning.record(ledger, old, NOON)
-    assert planning.record(ledger, new, NOON - DAY).new
-    assert planning.latest(planning.snapshots(ledger)[0])["book"].plan == new
-    assert planning.variance(ledger, "book").snapshot_id == new.fingerprint
-    back = planning.record(ledger, old, NOON - DAY)
+    planning.record(both, old, NOON)
+    assert planning.record(both, new, NOON - DAY).new
+    assert planning.latest(planning.snapshots(both)[0])["book"].plan == new
+    assert planning.variance(both, "book").snapshot_id == new.fingerprint
+    back = planning.record(both, old, NOON - DAY)
     assert (back.new, back.snapshot.recorded_ms) == (False, NOON)
-    assert planning.variance(ledger, "book").snapshot_id == old.fingerprint
-    assert planning.variance(ledger, new.fingerprint).snapshot_id == new.fingerprint
+    assert planning.variance(both, "book").snapshot_id == old.fingerprint
+    assert planning.variance(both, new.fingerprint).snapshot_id == new.fingerprint
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_the_snapshots_seen_longest_ago_are_pruned_and_counted(ledger: Ledger, keep: int) -> None:
+def test_the_snapshots_seen_longest_ago_are_pruned_and_counted(both: Ledger, keep: int) -> None:
     """Never the one just recorded; what was seen again lately stays; the number survives."""
-    small = Ledger(Settings(ledger.settings.ledger, settle_s=0, plans_keep=keep))
+    small = Ledger(Settings(both.settings.ledger, settle_s=0, plans_keep=keep))
     plans = [plan(f"p{i}", a=i) for i in range(5)]
     done = [planning.record(small, p, NOON + i).pruned for i, p in enumerate([*plans[:3], plans[0], *plans[3:]])]
     kept, pruned = planning.snapshots(small)
     small.close()
     assert [s.plan.name for s in kept] == ["p4", "p3", "p0", "p2", "p1"][: max(1, keep)]
     assert sum(done) == pruned == {0: 5, 1: 5, 3: 2}[keep]
-    assert planning.snapshots(ledger)[1] == pruned
+    assert planning.snapshots(both)[1] == pruned
 
 
 def test_a_run_outlives_its_plan(made: Made) -> None:
@@ -130,11 +97,6 @@ def feed(ledger: Ledger) -> None:
     take(ledger, "stream-json-tool", Tags("dev", "T-2", {"workflow": "summarise"}))
 
 
-def take(ledger: Ledger, name: str, tags: Tags) -> None:
-    ingest_paths(ledger, [str(RUNS / name / "stdout")], tags=tags)
-    sync(ledger, home=RUNS / name / "home")
-
-
 def truth(*names: str) -> tuple[int, int, int, int | None]:
     """Calls, prompt tokens, all tokens that the server billed, and the cost that the CLI printed."""
     billed = [c["usage"] for n in names for c in json.loads((RUNS / n / "truth.json").read_text())["calls"] if c["usage"]]
@@ -143,52 +105,40 @@ def truth(*names: str) -> tuple[int, int, int, int | None]:
     return len(billed), tokens - sum(u["tokens_out"] for u in billed), tokens, cost
 
 
-def test_a_planned_set_of_real_runs_is_exact(ledger: Ledger) -> None:
+def test_a_planned_set_of_real_runs_is_exact(both: Ledger) -> None:
     """Calls, tokens and cost of the plan and of each workflow and stage are what was billed; taking it all in again changes nothing."""
     draft = Estimate(("summarise", "draft", None), Figures(1, 20_000, 20_000, 10_000_000))
-    planning.record(ledger, Plan("book", (draft, *plan(review=4, unused=1).estimates)), NOON)
-    feed(ledger)
-    found = planning.variance(ledger, "book")
+    planning.record(both, Plan("book", (draft, *plan(review=4, unused=1).estimates)), NOON)
+    feed(both)
+    found = planning.variance(both, "book")
     assert tuple(found.whole.actual.figures) == truth(*PLANNED)
     assert found.whole.actual.runs == 4
     expected = {"summarise": ("json-single", "json-tool"), "review": ("json-subagent",), "unused": (), None: ("json-opus",)}
     assert {w.workflow: tuple(w.whole.actual.figures) for w in found.workflows} == {w: truth(*names) for w, names in expected.items()}
     stages = {stage: tuple(c.actual.figures) for stage, c in found.workflows[0].stages}
     assert stages == {"draft": truth("json-single"), "final": truth("json-tool")}
-    with ledger.read() as conn:
+    with both.read() as conn:
         total_ms = conn.execute(select(func.sum(t.runs.c.duration_ms)).where(t.runs.c.plan == "book")).scalar_one()
     assert found.as_dict()["duration_seconds"] == int(total_ms) / 1000 > 0
-    feed(ledger)
-    assert planning.variance(ledger, "book") == found
+    feed(both)
+    assert planning.variance(both, "book") == found
 
 
-def test_variance_and_report_agree_in_every_window(ledger: Ledger) -> None:
+def test_variance_and_report_agree_in_every_window(both: Ledger) -> None:
     """The plan's usage is the report's row of it; neighbouring windows add up."""
-    feed(ledger)
-    with ledger.read() as conn:
+    feed(both)
+    with both.read() as conn:
         first = conn.execute(select(func.min(t.entries.c.minute_ms))).scalar_one()
-    whole = planning.variance(ledger, "book").whole.actual
+    whole = planning.variance(both, "book").whole.actual
     sums = [0, 0]
     for since, until in pairwise([None, first + 60_000, first + 3_600_000, first + 20 * 3_600_000, None]):
         where = Where(since, until)
-        actual = planning.variance(ledger, "book", where).whole.actual
-        rows = {r.keys[0]: r.amounts for r in query.report(ledger, ["attr:plan"], where=where).rows}
+        actual = planning.variance(both, "book", where).whole.actual
+        rows = {r.keys[0]: r.amounts for r in query.report(both, ["attr:plan"], where=where).rows}
         told = rows.get("book", query.Amounts())
         assert actual.figures[1:] == (told.prompt_tokens or 0, told.total_tokens or 0, told.cost_nusd or 0)
         sums = [sums[0] + actual.total_tokens, sums[1] + actual.runs]
     assert sums == [whole.total_tokens, whole.runs]
-
-
-def test_a_tag_that_comes_later_moves_a_run_into_its_plan(ledger: Ledger) -> None:
-    """The run's plan follows its tags, and so do the gauges."""
-    planning.record(ledger, plan(summarise=1), NOON)
-    path = RUNS / "json-single"
-    sync(ledger, home=path / "home")
-    assert planning.variance(ledger, "book").whole.actual.calls == 0
-    before = samples(ledger, m.PLAN_ACTUAL_CALLS)
-    ingest_paths(ledger, [str(path / "stdout")], tags=Tags("dev", "T-1", {"plan": "book", "workflow": "summarise"}))
-    assert planning.variance(ledger, "book").whole.actual.calls == 1
-    assert (before, samples(ledger, m.PLAN_ACTUAL_CALLS)) == ({("book", "summarise"): 0}, {("book", "summarise"): 1})
 
 
 # -- which runs --------------------------------------------------------------------------------------------------------
@@ -256,93 +206,6 @@ def test_a_tasks_plans_are_those_that_its_runs_name(made: Made) -> None:
     assert planning.of_task(made.ledger, "T-3") == []
 
 
-# -- gauges ------------------------------------------------------------------------------------------------------------
-
-
-def samples(ledger: Ledger, metric: m.Metric) -> dict[tuple[str, ...], float]:
-    """A gauge as /metrics shows it."""
-    page = render(exposition(ledger, "scrape"))[1].decode()
-    found = [s for f in text_string_to_metric_families(page) for s in f.samples if s.name == metric.sample]
-    out = {tuple(s.labels[x] for x in metric.labels): s.value for s in found}
-    assert len(out) == len(found)
-    return out
-
-
-def test_the_gauges_show_the_snapshot_in_force_beside_the_actual(made: Made) -> None:
-    """By workflow; what is not known has no sample; what was not planned is added up; unrecorded plans have none."""
-    planning.record(made.ledger, plan(a=9), NOON)
-    planning.record(made.ledger, Plan("book", (*plan(a=2, b=None).estimates, *plan(c=3).estimates)), NOON + 1)
-    planning.record(made.ledger, Plan("spare", (Estimate((None, None, None), Figures(calls=5)),)), NOON + 2)
-    made.run({"calls": 4, "tokens_in": 7, "cache_read": 20, "tokens_out": 3, "reported_nusd": 1_500_000_000}, plan="book", workflow="a")
-    made.run({"calls": 1, "estimated_nusd": 250_000_000}, plan="book", workflow="a", stage="x", agent="other")
-    made.run(plan="book", workflow="b")
-    for workflow in ("x", "y", None):
-        made.run({"calls": 100}, plan="book", workflow=workflow)
-    made.run({"calls": 3}, plan="spare")
-    made.run({"calls": 3}, plan="never recorded", workflow="a")
-    found = {metric: samples(made.ledger, metric) for pair in planning._GAUGES for metric in pair[:2]}
-    assert found[m.PLAN_ESTIMATED_CALLS] == {("book", "a"): 2, ("book", "c"): 3, ("spare", "unknown"): 5}
-    assert found[m.PLAN_ESTIMATED_TOKENS] == {("book", "a"): 24, ("book", "c"): 36}
-    assert found[m.PLAN_ESTIMATED_COST_USD] == {("book", "a"): 0.02, ("book", "c"): 0.03}
-    assert found[m.PLAN_ACTUAL_CALLS] == {("book", "a"): 5, ("book", "c"): 0, ("book", "__other__"): 300, ("spare", "unknown"): 3}
-    assert found[m.PLAN_ACTUAL_TOKENS] == {("book", "a"): 30, ("book", "c"): 0}
-    assert found[m.PLAN_ACTUAL_COST_USD] == {("book", "a"): 1.75, ("book", "c"): 0}
-    assert samples(made.ledger, m.PLANS_PRUNED) == {(): 0}
-
-
-def test_names_that_one_label_stands_for_are_added_up(made: Made) -> None:
-    """Control characters and length never make one series twice."""
-    long = "w" * 200
-    planning.record(made.ledger, plan("a\x01b", **{long + "1": 2, long + "2": 3}), NOON)
-    made.run({"calls": 10}, plan="a\x01b", workflow=long + "1")
-    made.run({"calls": 20}, plan="a\x01b", workflow=long + "2")
-    assert samples(made.ledger, m.PLAN_ESTIMATED_CALLS) == {("a\ufffdb", "w" * 128): 5}
-    assert samples(made.ledger, m.PLAN_ACTUAL_CALLS) == {("a\ufffdb", "w" * 128): 30}
-
-
-def test_the_gauges_follow_usage_and_plans_and_cost_nothing_else(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are summed again after a commit or a recording, and only then."""
-    planning.record(ledger, plan(draft=1), NOON)
-    counted = []
-    monkeypatch.setattr(planning, "_used", lambda *args, real=planning._used: counted.append(1) or real(*args))
-    assert samples(ledger, m.PLAN_ACTUAL_CALLS) == samples(ledger, m.PLAN_ACTUAL_CALLS) == {("book", "draft"): 0}
-    take(ledger, "json-single", Tags("dev", "T-1", {"plan": "book", "workflow": "draft"}))
-    assert samples(ledger, m.PLAN_ACTUAL_CALLS) == {("book", "draft"): 1}
-    planning.record(ledger, plan(draft=7), NOON)
-    assert samples(ledger, m.PLAN_ESTIMATED_CALLS) == {("book", "draft"): 7}
-    assert len(counted) == 3
-
-
-def test_a_ledger_without_plans_has_no_plan_series(made: Made) -> None:
-    """Only the number of pruned ones, which is 0."""
-    made.run({"calls": 3}, plan="book", workflow="a")
-    with made.ledger.read() as conn:
-        found = planning.gauges(made.ledger, conn)
-    assert {metric: rows for metric, rows in found.items() if rows} == {m.PLANS_PRUNED: [((), 0)]}
-
-
-def test_a_plans_runs_are_found_by_their_index(tmp_path: Path) -> None:
-    """SQLite reads the plan's runs and their entries by key, not the whole history."""
-    ledger = Ledger(Settings(f"sqlite:///{tmp_path / 'l.db'}"))
-    asked: list[str] = []
-    with ledger.read() as conn:
-        real = conn.execute
-
-        def spy(statement: Any) -> Any:
-            asked.append(str(statement.compile(conn, compile_kwargs={"literal_binds": True})))
-            return real(statement)
-
-        conn.execute = spy  # type: ignore[method-assign,assignment]
-        planning._used(conn, {"book", "0" * 16}, Where())
-        plans = [" | ".join(r[3] for r in real(text(f"explain query plan {sql}"))) for sql in asked]
-    ledger.close()
-    assert len(plans) == 2
-    for told in plans:
-        assert "SEARCH runs USING INDEX ix_runs_plan (plan=?)" in told
-        assert "SEARCH entries USING" in told
-        assert "SCAN" not in told
-
-
 # -- history -----------------------------------------------------------------------------------------------------------
 
 
@@ -369,10 +232,7 @@ FIXED = hypothesis_settings(max_examples=40, deadline=None, suppress_health_chec
 
 
 @FIXED
-@given(
-    used=st.lists(st.tuples(*[st.none() | st.integers(0, 10**12)] * 5), min_size=1, max_size=6),
-    percent=st.sampled_from([50, 90]),
-)
+@given(used=st.lists(st.tuples(*[st.none() | st.integers(0, 10**12)] * 5), min_size=1, max_size=6), percent=st.sampled_from([50, 90]))
 def test_what_history_draws_is_always_a_plan(used: list[tuple[int | None, ...]], percent: int) -> None:
     """Whatever is unknown in whichever run, the prompt is never more than the total."""
     names = ("tokens_in", "cache_read", "cache_write_5m", "tokens_out", "calls")
@@ -385,33 +245,13 @@ def test_what_history_draws_is_always_a_plan(used: list[tuple[int | None, ...]],
 # -- the migration -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a database without any table."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'old.db'}"
-        return
-    base = request.getfixturevalue("postgres")
-    engine = create_engine(base.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as conn:
-        conn.execute(text("create schema before"))
-    yield f"{base}&options=-csearch_path%3Dbefore"
-    with engine.begin() as conn:
-        conn.execute(text("drop schema before cascade"))
-    engine.dispose()
-
-
-def test_an_older_ledgers_runs_learn_their_plan(empty: str) -> None:
+def test_an_older_ledgers_runs_learn_their_plan(new_url: Callable[[], str]) -> None:
     """Migration 0002 fills plan, workflow and stage from the attributes that a ledger of 0001 holds, and only from them."""
-    engine = create_engine(empty.replace("postgresql:", "postgresql+psycopg:"))
-    config = Config()
-    config.set_main_option("script_location", str(Path(spendmeter.ledger.__file__).parent / "migrations"))
+    url = new_url()
     attrs = [
         {"plan": "book", "workflow": "a", "stage": "s"}, {"workflow": "b"}, {"note": 'the "plan" is set'}, {}, {"plan": "Bücher \"x\""},
     ]  # fmt: skip
-    with engine.begin() as conn:
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0001")
+    with earlier(url, "0001") as conn:
         for i, told in enumerate(attrs):
             conn.execute(
                 text(
@@ -424,8 +264,7 @@ def test_an_older_ledgers_runs_learn_their_plan(empty: str) -> None:
                 text("insert into entries (session_id, run_key, model, minute_ms, unpriced_tokens, calls) values (:i, 'r', 'm', 0, 0, :n)"),
                 {"i": i, "n": 10**i},
             )
-    engine.dispose()
-    ledger = Ledger(Settings(empty))
+    ledger = Ledger(Settings(url))
     with ledger.read() as conn:
         found = conn.execute(select(t.runs.c.plan, t.runs.c.workflow, t.runs.c.stage).order_by(t.runs.c.session_id)).all()
     plans = [(v.plan, v.whole.actual.calls) for v in planning.variances(ledger)]

@@ -14,10 +14,10 @@ from spendmeter.ledger import Ledger, planning
 from spendmeter.ledger.query import Where
 from spendmeter.ledger.store import dump
 from spendmeter.plans.model import Estimate, Figures, Plan
-from spendmeter.server import answers, app
+from spendmeter.server import answers
 from spendmeter.server.book import Book
-from spendmeter.server.workers import Workers
 from tests.made import NOON, Made
+from tests.served import serve
 
 MARCH = {"attrs": dump({"plan": "book", "workflow": "draft"}), "plan": "book", "workflow": "draft"}
 
@@ -25,7 +25,7 @@ MARCH = {"attrs": dump({"plan": "book", "workflow": "draft"}), "plan": "book", "
 @pytest.fixture
 def asked(settings: Settings) -> Iterator[tuple[TestClient, Ledger]]:
     """A daemon's application, and its ledger with a plan, a run of it, and a run of a plan that nobody recorded."""
-    with closing(Book(settings)) as book, TestClient(app.create_app(book, Workers(book)), base_url="http://localhost") as client:
+    with closing(Book(settings)) as book, serve(book) as client:
         planning.record(book.ledger(), Plan("book", (Estimate(("draft", None, None), Figures(calls=5)),)), NOON)
         made = Made(book.ledger())
         made.run({"tokens_in": 7, "calls": 2}, **MARCH)
