@@ -139,6 +139,17 @@ def test_a_damaged_database_is_a_skip(data: st.DataObject) -> None:
         fine(read_file(path)[0])
 
 
+def test_a_damage_that_is_no_text_is_a_skip(tmp_path: Path) -> None:
+    """SQLite says what is wrong in the file's own bytes."""
+    raw = DATABASE.read_bytes()
+    path = tmp_path / "opencode.db"
+    for good, bad in ((b"tablepartpart", b"table\xff\xfe\xff\xfepart"), (b"CREATE TABLE `part` (", b"CREATE TABLE ((((((((")):
+        assert (raw.count(good), len(good)) == (1, len(bad))
+        raw = raw.replace(good, bad)
+    path.write_bytes(raw)
+    fine(read_file(path)[0])
+
+
 def test_a_foreign_database_is_no_source(tmp_path: Path) -> None:
     """Another program's database is passed over."""
     path = tmp_path / "other.db"

@@ -208,7 +208,7 @@ def _sessions(conn: Connection, last: Mapping[int, int | None]) -> Iterator[Sess
     """What is known of the sessions that are keys of *last*, some at a time."""
     for sids in batches(last):
         store, totals = Store(conn, now_ms()), _totals(conn, sids)
-        heads = list(among(conn, select(t.sessions), t.sessions.c.id, sids))
+        heads = sorted(among(conn, select(t.sessions), t.sessions.c.id, sids), key=lambda head: head.id)  # no database promises an order
         kin = derive.kin_of(store, [head.id for head in heads if head.closed_ms is None])
         for head in heads:
             closed, (used, calls) = head.closed_ms is not None, totals[head.id]

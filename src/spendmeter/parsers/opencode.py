@@ -18,6 +18,7 @@ from spendmeter.records import NOTHING, Call, Context, Finish, Moment, Observati
 NAME = "opencode"
 MARKS = (b'"step_start"', b'"step_finish"', b'"step-finish"', b'"sessionID"')
 ATTEMPTS = 3  # to read a database that changes meanwhile
+BROKEN = (sqlite3.Error, UnicodeDecodeError)  # what a damaged file raises: its messages and names of columns need not be UTF-8
 WAIT_S = 2.0
 _STDOUT_TYPES = {"step_start", "step_finish", "error"}
 _GOES_ON = {"tool-calls", "tool_calls"}
@@ -153,7 +154,7 @@ def is_database(path: Path) -> bool:
             for look in _LOOKS:
                 db.execute(f"{look} limit 0")
             return True
-    except sqlite3.Error:
+    except BROKEN:
         return False
 
 
@@ -164,7 +165,7 @@ def read_database(path: Path, source: str) -> DatabaseReader:
         try:
             with closing(_open(path)) as db:
                 reader.read(db)
-        except sqlite3.Error as e:
+        except BROKEN as e:
             reader = DatabaseReader(source)
             reader.out.append(Skip(source, f"database cannot be read ({type(e).__name__})"))
             if before == _state(path):
@@ -180,7 +181,7 @@ def _open(path: Path) -> sqlite3.Connection:
     mode = "mode=ro" if _has_wal(path) else "mode=ro&immutable=1"
     try:
         return _connect(path, mode)
-    except sqlite3.Error:
+    except BROKEN:
         return _connect(path, "mode=ro&immutable=1")
 
 
@@ -190,7 +191,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     try:
         db.execute("pragma query_only = 1")
         db.execute("select 1 from sqlite_master limit 1")
-    except sqlite3.Error:
+    except BROKEN:
         db.close()
         raise
     return db
