@@ -25,7 +25,7 @@ FILES_TELL_LESS = {  # what no file holds
 }
 STDOUT_TELLS_LESS = {  # chains, by name: what is printed is a lower bound
     "claude": "kill|text",
-    "codex": "kill",  # a run that fails or is killed prints no usage
+    "codex": "kill|nested|subagents",  # a run that fails or is killed prints no usage, none prints that of its subagents
     "gemini": "kill|text|max-turns|stream-json",  # the stream leaves out thoughts and tools, the others print nothing
     "qwen": "text|max-turns",
     "opencode": "subagent|kills-5|undo-4",  # a run in text form, one through the server
@@ -33,12 +33,13 @@ STDOUT_TELLS_LESS = {  # chains, by name: what is printed is a lower bound
 }
 STDOUT_TELLS_MORE = {  # nothing printed names a fork's parent
     "codex/resume-4-fork": "a fork's total starts at its parent's",
+    "codex/compaction-4": "the same",
+    "codex/forks-5-resume-fork": "the same",
+    "codex/subagents-5-fork": "the same",
     "qwen/resume-5-resume": "the same",
     "qwen/forked-5-fork": "the same",
 }
-PARTS_TELL_MORE = frozenset(
-    {"qwen/resume-5-resume", "qwen/forked-5-fork"}
-)  # a fork's row in usage_record.jsonl names no parent, its chat does
+PARTS_TELL_MORE = {"qwen/resume-5-resume", "qwen/forked-5-fork"}  # a fork's row in usage_record.jsonl names no parent, its chat does
 
 
 @dataclass(frozen=True)
