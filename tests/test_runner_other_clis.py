@@ -56,6 +56,15 @@ def billed(used: dict[str, int]) -> tuple[int, int, int]:
     return sum(used.get(k, 0) for k in ("tokens_in", "cache_write_5m", "cache_write_1h")), used["cache_read"], used["tokens_out"]
 
 
+@pytest.mark.parametrize("quiet", ["", "1"])
+@pytest.mark.parametrize("case", ["subagents-1-base", "nested-1"])
+def test_subagents_with_files_of_their_own_are_the_runs(tmp_path: Path, case: str, quiet: str) -> None:
+    """Codex gives each a thread, and does not print what it used; their rollouts name the session that they work for."""
+    wrapped = Wrapped(tmp_path)
+    assert wrapped.start("codex", case, FAKE_QUIET=quiet).communicate(timeout=60)[1] == b""
+    assert billed(wrapped.usage(case)) == billed(Chain("codex", (ROOT / "codex" / case,)).truth(least=True))
+
+
 @pytest.mark.parametrize(("cli", "case"), WRITTEN)
 def test_a_run_that_prints_nothing_is_metered_from_its_files(tmp_path: Path, cli: str, case: str) -> None:
     """The only session that changed is this run's, and it is exact."""

@@ -5,6 +5,8 @@ Source: measured on the versions that the parsers name. A parser of a third part
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +16,7 @@ from pathlib import Path
 from spendmeter.parsers import claude_files
 
 _UUID_END = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_HEAD = 1 << 20  # bytes of a first line that are read: instructions are in it
 Env = Mapping[str, str]
 
 
@@ -59,6 +62,8 @@ def _below(path: Path, *names: str) -> tuple[str, ...] | None:
 def _codex_session(path: Path) -> str | None:
     if not path.name.startswith("rollout-"):
         return None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+        return str(json.loads(file.readline(_HEAD))["payload"]["session_id"])  # of a subagent's thread the session that it works for
     found = _UUID_END.search(path.stem)
     return found[0] if found else ""
 
