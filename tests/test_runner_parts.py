@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spendmeter.parsers import claude_files
+from spendmeter.runner import limits
 from spendmeter.runner.args import UsageError, help_text, is_run, parse
 from spendmeter.runner.childenv import Trace, child_env
 from spendmeter.runner.detect import CLIS, Command
+from spendmeter.runner.ending import Ending
 from spendmeter.runner.glance import claude_home, glance, slug
+from spendmeter.runner.meter import Meter
+from spendmeter.runner.relay import Relay
 from spendmeter.runner.repo import Repo, repo_of
+from spendmeter.runner.warm import Loader
 
 ID = "09ea3584-65be-4318-bd46-a46ed72d22d5"
 RUN = "0123456789abcdef" * 2
@@ -176,3 +182,9 @@ def test_no_repository_is_no_error(tmp_path: Path) -> None:
     """Nor is a broken one, or a folder that has gone."""
     (tmp_path / ".git").mkdir()
     assert [repo_of(x) for x in (None, "/", str(tmp_path))] == [Repo()] * 3
+
+
+@pytest.mark.parametrize("kind", [Ending, Loader, Meter, Relay, limits._Beats], ids=lambda kind: kind.__name__)
+def test_a_thread_keeps_what_threads_need(kind: type[threading.Thread]) -> None:
+    """One that hid ``Thread._stop`` left a traceback on standard error when the wrapper forked beside it."""
+    assert vars(kind).keys() & vars(threading.Thread).keys() <= {"__doc__", "__init__", "__module__", "run", "join"}

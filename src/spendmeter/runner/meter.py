@@ -79,10 +79,10 @@ class Meter(threading.Thread):
     @property
     def was_ended(self) -> bool:
         """Whether the run was ended by a limit."""
-        return self._stop is not None
+        return self._ended_by is not None
 
     @property
-    def _stop(self) -> Stop | None:
+    def _ended_by(self) -> Stop | None:
         return self._limits.stop if self._limits is not None else None
 
     def run(self) -> None:
@@ -222,7 +222,7 @@ class Meter(threading.Thread):
             self._notes.append("standard output was not read to its end: it came faster than it could be read")
         run.notes[:0] = self._notes
         self.lines += run.notes
-        if stop := self._stop:
+        if stop := self._ended_by:
             run.stopped = stop.why
             run.notes.insert(0, stop.line)
         return run
@@ -290,4 +290,4 @@ class Meter(threading.Thread):
     def _mark_data(self) -> dict[str, Any]:
         from spendmeter.runner.compose import mark
 
-        return mark(self._facts, self._watches, self._child_pid, self._sessions(), self._stop.why if self._stop else None)
+        return mark(self._facts, self._watches, self._child_pid, self._sessions(), self._ended_by.why if self._ended_by else None)
