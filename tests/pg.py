@@ -29,13 +29,15 @@ def programs() -> Path:
 class Server:
     """A server on a socket in a folder of its own. ``durable``: what is committed survives ``kill``."""
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, room: int = 200) -> None:
+        """*room*: how many connections it takes at once."""
         self._programs = programs()
         self._folder = Path(tempfile.mkdtemp(prefix="spendmeter-pg-", dir="/tmp"))
         self._user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
         if self._user:
             shutil.chown(self._folder, "postgres", "postgres")
         self._flags = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c fsync={'on' if durable else 'off'}"
+        self._flags += f" -c max_connections={room} -c superuser_reserved_connections=0 -c max_wal_senders=0"
         self._call("initdb", "-A", "trust", "-U", "postgres", "--no-sync")
         self.start()
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,30 @@ def test_a_ledger_that_is_open_goes_on_when_the_server_is_back(durable: Server) 
     ledger.commit(Batch([], sources=[("p", "i", "d")]))
     assert ledger.source_digest("p") == ("i", "d")
     ledger.close()
+
+
+@pytest.fixture
+def narrow() -> Iterator[Server]:
+    """A server with room for four connections."""
+    made = Server(room=4)
+    yield made
+    made.remove()
+
+
+def test_a_full_server_is_waited_for_as_a_writer_is(narrow: Server) -> None:
+    """A dozen at once where four have room: each gets in; whoever may not wait so long hears what to do."""
+    url = narrow.database()
+    Ledger(Settings(url, settle_s=0)).close()
+
+    def write(number: int) -> None:
+        with closing(Ledger(Settings(url, settle_s=0))) as ledger:
+            ledger.commit(Batch([], sources=[(str(number), "i", "d")]))
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(write, range(12)))
+    with closing(Ledger(Settings(url, settle_s=0))) as ledger, ExitStack() as held:
+        assert [ledger.source_digest(str(n)) for n in range(12)] == [("i", "d")] * 12
+        for _ in range(4):
+            held.enter_context(ledger.read())
+        with pytest.raises(LedgerError, match="too many clients already; close some connections, or raise max_connections"):
+            Ledger(Settings(url), busy_ms=300)

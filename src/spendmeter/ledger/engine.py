@@ -19,6 +19,7 @@ from spendmeter.ledger.schema import HEAD, META
 BUSY_MS = 30_000  # how long a writer waits for another
 RECONNECT_S = 5.0  # a server that was restarted is back by then, or the caller keeps what it has
 RECONNECT_PAUSE_S = 0.2
+FULL = ("too many clients", "too many connections", "remaining connection slots", "no more connections allowed")  # the last: PgBouncer
 T = TypeVar("T")
 
 
@@ -64,7 +65,9 @@ def open_engine(url: str, busy_ms: int = BUSY_MS) -> Engine:
 def _engine(parsed: Any, busy_ms: int) -> Engine:
     try:
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, connect_args=_in_time(parsed, busy_ms), pool_pre_ping=True)  # the server may have restarted
+            engine = create_engine(parsed, connect_args=_in_time(parsed, busy_ms), pool_pre_ping=True)  # the server may have restarted
+            event.listen(engine, "do_connect", _queueing(busy_ms))
+            return engine
         engine = create_engine(parsed, connect_args={"timeout": busy_ms / 1000})
     except (ModuleNotFoundError, NoSuchModuleError):
         raise LedgerError("the PostgreSQL driver is missing; install spendmeter[postgres]") from None
@@ -76,6 +79,22 @@ def _engine(parsed: Any, busy_ms: int) -> Engine:
 def _in_time(parsed: Any, busy_ms: int) -> dict[str, int]:
     """A server that does not answer is waited for no longer than a writer, unless the URL says how long; libpq takes 2 s at least."""
     return {} if "connect_timeout" in parsed.query else {"connect_timeout": max(2, busy_ms // 1000)}
+
+
+def _queueing(busy_ms: int) -> Callable[..., object]:
+    """Opens a connection; where the server has no room for another it is waited for as for a writer."""
+
+    def connect(dialect: Any, _record: object, args: list[Any], params: dict[str, Any]) -> object:
+        end = time.monotonic() + busy_ms / 1000
+        while True:
+            try:
+                return dialect.connect(*args, **params)
+            except dialect.dbapi.OperationalError as e:
+                if time.monotonic() > end or not any(mark in str(e) for mark in FULL):
+                    raise
+            time.sleep(RECONNECT_PAUSE_S)
+
+    return connect
 
 
 def _connector(busy_ms: int) -> Callable[[Any, object], None]:
@@ -192,6 +211,7 @@ def _why(e: Exception) -> str:
         ("locked", "another process held it for long; try again"),
         ("not a database", "the file is something else; choose another place with --ledger"),
         ("malformed", "the file is damaged; restore a backup, or move it away and sync again"),
+        *((mark, "close some connections, or raise max_connections on the server") for mark in FULL),
         ("connection to server", "start the database server, or correct the URL"),
     ):
         if mark in said:
