@@ -1,7 +1,8 @@
 """A host that records runs as fast as it can: threads that each parse a captured run's clone and commit it, for some seconds.
 
 Two threads after each other commit the same runs, often at the same time. What the ledger cannot take goes to the thread's own spool,
-as ``spendmeter run`` would put it. Prints one JSON document: the seeds of all runs, how many were committed and how many were kept.
+as ``spendmeter run`` would put it. Says "up", waits for a line, and in the end prints one JSON document: the seeds of all runs, and how
+many were kept.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class Writer(threading.Thread):
 
 
 def main(url: str, case: str, folder: str, number: int, seconds: float) -> None:
-    """Runs the threads of host *number* until *seconds* after its ledger is open."""
+    """Opens the ledger, says so, and once it is told to runs the threads of host *number* for *seconds*."""
     ledger = Ledger(Settings(url, settle_s=0))
+    print("up", flush=True)
+    sys.stdin.readline()
     until = time.monotonic() + seconds
     first = number * THREADS
     writers = [Writer(ledger, url, Path(case), Path(folder) / str(i), i // 2, until) for i in range(first, first + THREADS)]

@@ -42,7 +42,18 @@ def durable() -> Iterator[Server]:
 
 def host(url: str, folder: Path, number: int) -> subprocess.Popen[str]:
     args = [url, str(CHAIN.folders[0]), str(folder), str(number), str(SECONDS)]
-    return subprocess.Popen([sys.executable, "-m", "tests.e2e.pg_writer", *args], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "tests.e2e.pg_writer", *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def begin(running: list[subprocess.Popen[str]]) -> None:
+    """Lets all write, once all have the ledger open."""
+    for p in running:
+        assert p.stdout is not None
+        assert p.stdout.readline() == "up\n"
+    for p in running:
+        assert p.stdin is not None
+        p.stdin.write("go\n")
+        p.stdin.flush()
 
 
 def test_fifty_writers_lose_and_double_nothing_when_the_server_restarts(
@@ -52,12 +63,13 @@ def test_fifty_writers_lose_and_double_nothing_when_the_server_restarts(
     url = durable.url
     ledger = Ledger(Settings(url, settle_s=0))
     running = [host(url, tmp_path, n) for n in range(HOSTS)]
+    begin(running)
     for mode in ("fast", "immediate"):
         time.sleep(SECONDS / 3 - AWAY_S[mode] / 2)
         durable.stop(mode)
         time.sleep(AWAY_S[mode])
         durable.start()
-    told = [json.loads(p.communicate(timeout=SECONDS + 120)[0]) for p in running]
+    told = [json.loads(p.communicate(timeout=SECONDS + 300)[0]) for p in running]
     assert [p.returncode for p in running] == [0] * HOSTS
     kept = 0
     for folder in sorted(tmp_path.glob("*/data")):
