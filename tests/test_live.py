@@ -39,7 +39,6 @@ from spendmeter.runner.spool import from_json, to_json
 from tests.runs import ROOT, Chain, all_chains
 
 CHAINS = all_chains()
-NOT_DATED = {"qwen/agents-5-after"}  # a run of /compress alone: no prompt begins it, so the ledger has it in the run before
 PRICES = PriceTable.load()
 NOTHING = Reading(None, 0)
 AT_10_ON_THE_22ND = 1_795_341_600_000
@@ -145,7 +144,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, 1e9)
 
 
-@pytest.mark.parametrize("chain", [c for c in CHAINS if c.name not in NOT_DATED], ids=lambda c: c.name)
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda c: c.name)
 def test_it_rises_to_what_the_ledger_will_say(tmp_path: Path, chain: Chain) -> None:
     """Every captured run, resumed and forked ones too, line by line: never more than in the end, and then the same."""
     world = World(tmp_path, chain)

@@ -51,9 +51,10 @@ class Rule:
         self.foreign = foreign or Foreign()
         self.facts = facts = without_exports(facts) if is_told_elsewhere(facts, self.foreign.peer_totals) else facts
         self._is_nameless = any(c.startswith(NAMELESS) for c in facts.calls)
+        wrapped = {c.start_ms + 1 for c in facts.claims.values() if c.start_ms is not None and c.run_key}
         begins = {c.start_ms for c in facts.claims.values() if c.start_ms is not None and not c.run_key}
         self.begins = [] if facts.prompts else sorted(begins)  # of what was told under one set of tags, where no file tells prompts
-        self._prompts = sorted(facts.prompts or begins)
+        self._prompts = sorted((facts.prompts or begins) | wrapped)  # a wrapper knows of runs that no prompt begins
         self._names = Names(facts)
         self.cell_of, self.cell_named = self._names.of, self._names.named
         self._starts: dict[tuple[str, str], int] = {}
