@@ -17,6 +17,7 @@ from spendmeter.budgets import Subject
 from spendmeter.config import Settings
 from spendmeter.ledger import Batch, Ledger, Process, liveness, now_ms, reservations
 from spendmeter.ledger import schema as t
+from spendmeter.records import Claim, Tags
 from spendmeter.runner import spool, wire
 from spendmeter.runner.admission import PATH
 from spendmeter.server import app
@@ -77,6 +78,21 @@ def test_runs_of_other_hosts_are_let_in_as_long_as_there_is_room(doors: Doors, a
     assert client.post(wire.PATH, content=body, headers={"content-type": "application/json"}).status_code == 200
     assert held(ledger) == [A, C]
     assert ask(client, "d" * 32)["allowed"]
+
+
+def test_a_word_that_its_own_run_has_overtaken_sets_nothing_aside(doors: Doors) -> None:
+    """The renewal that was on its way while the run was recorded does not hold the run's share for another minute."""
+    client, ledger, budgets = doors
+    budgets(ROOM.replace("ACTION", "kill"))
+    ask(client)
+    at = now_ms()
+    process = Process("claude", "s", "r", A, 0, None, at - 5000, at - 1000, A, A[:16])
+    body = wire.unzipped(wire.pack(Batch([], [Claim("claude", "s", "r", Tags("dev"), "r")], [process], settled=True)))
+    assert client.post(wire.PATH, content=body, headers={"content-type": "application/json"}).status_code == 200
+    assert tell(client, used_usd="0.3")["exceeded"] is None
+    assert held(ledger) == []
+    tell(client, B)
+    assert held(ledger) == [B]
 
 
 def test_a_run_over_a_budget_that_warns_is_let_in_with_a_line(doors: Doors) -> None:

@@ -103,3 +103,9 @@ def test_every_answer_is_armoured_and_none_allows_another_origin(client: TestCli
                    client.post(EVENTS, headers=ask), client.get("/metrics", headers=ask | bearer(known["metrics"]))):  # fmt: skip
         assert {k: answer.headers.get(k) for k in HEADERS} == HEADERS
         assert not any(h.startswith("access-control-") for h in answer.headers)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//127.0.0.1:9464", "127.0.0.1:9464", "http://127.0.0.1:9464@evil"])
+def test_an_origin_that_is_none_is_foreign(served: TestClient, origin: str) -> None:
+    """403 whatever stands in the header: what cannot be read is not our page, and no defect."""
+    problem(served.post(EVENTS, json=EVENT, headers={"origin": origin}), 403)

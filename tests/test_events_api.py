@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,18 @@ import pytest
 from starlette.testclient import TestClient
 
 from spendmeter.config import Settings
+from spendmeter.ledger import Batch
 from spendmeter.ledger.query import report
 from spendmeter.ledger.verify import verify
+from spendmeter.records import Call, Claim, Tags, Usage
 from spendmeter.server import events_api
 from spendmeter.server.book import Book
+from spendmeter.server.paging import encode
 from spendmeter.token_events import SCOPES
+from spendmeter.token_events.fields import COST_MAX_USD
 from spendmeter.token_events.model import FIELDS, REF_TYPES
 from tests.doors import EVENTS, problem
+from tests.pg import Server
 from tests.served import serve
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -98,6 +104,9 @@ def test_a_list_is_all_or_nothing(served: TestClient, book: Book) -> None:
         (b'{"tokens_in": NaN}', "application/json", 400),
         (b"1" * 5000, "application/json", 400),
         (b'{"tokens_in": 1e999999999}', "application/json", 422),
+        (b'{"tokens_in": 1e9999999999999999999}', "application/json", 422),
+        (b'{"cost_usd": 1e9999999999999999999}', "application/json", 422),
+        (b'[{"cost_usd": 1e-9999999999999999999}]', "application/json", 422),
         (b"null", "application/json", 422),
         (b'{"tokens_in":1}', "text/plain", 415),
         (b'{"tokens_in":1}', "application/x-www-form-urlencoded", 415),
@@ -212,3 +221,22 @@ def test_the_how_to_does_what_it_says(served: TestClient) -> None:
     assert [x.get("event_count", len(x.get("token_events", []))) for x in asked] == [2, 1, 2]
     table = (DOCS / "reference" / "api.md").read_text().split("| field | what |")[1].split("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `")))) == set(FIELDS)
+
+
+def test_what_no_database_takes_is_not_tried_again(new_url: Callable[[], str], settings: Settings) -> None:
+    """422 on either database, for sums beyond 64 bits and for half a character in a cursor: a 503 would be sent again for ever."""
+    with closing(Book(replace(settings, ledger=new_url()))) as book, serve(book) as client:
+        dear = {"agent": "dev", "model": "m", "cost_usd": COST_MAX_USD}
+        call = Call("api", "c", "s", Usage(cost_nusd=(1 << 63) - 1), "m", "m")
+        book.ledger().commit(Batch([call], [Claim("api", "s", "c", Tags("dev"))], settled=True))
+        assert "64 bits" in problem(client.post(EVENTS, json=dear), 422)["detail"]
+        assert client.get(EVENTS).json()["token_events"] == []
+        problem(client.get(EVENTS, params={"cursor": encode(0, "\ud800")}), 422)
+
+
+def test_a_text_with_a_nul_is_nobodys(server: Server, settings: Settings) -> None:
+    """A filter that PostgreSQL cannot even be asked for is a 422, and not a ledger that fails."""
+    with closing(Book(replace(settings, ledger=server.database()))) as book, serve(book) as client:
+        for path in ("/api/v1/report?task=%00", "/api/v1/runs?agent=a%00", f"{EVENTS}?cursor={encode(0, chr(0))}"):
+            problem(client.get(path), 422)
+        assert client.get("/runs?repo=%00").status_code == 422

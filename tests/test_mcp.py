@@ -15,7 +15,7 @@ from spendmeter import guard, token_events
 from spendmeter.budgets import Subject
 from spendmeter.config import Settings
 from spendmeter.demo import load
-from spendmeter.ledger import now_ms, reservations
+from spendmeter.ledger import Ledger, now_ms, reservations
 from spendmeter.ledger.query import runs
 from spendmeter.ledger.reservations import Reservation
 from spendmeter.prices import PriceTable
@@ -27,6 +27,7 @@ from spendmeter.server.mcp_server.shapes import SummaryQuestion
 from spendmeter.server.mcp_server.source import Source
 from spendmeter.server.mcp_server.tools import TOOLS
 from spendmeter.token_events.model import AMOUNTS
+from tests import attributed
 from tests.agents import Question, ask, refused, text, told, tools
 from tests.commands import call, document
 from tests.served import serve
@@ -164,6 +165,17 @@ def test_a_summary_needs_a_name(one: Asks) -> None:
     assert refused(one("get_token_summary", caller, scope="release")) == "id: is required; give the name of the release"
     nothing = one("get_token_summary", id="T-404")
     assert (told(nothing)["event_count"], told(nothing)["tokens_in"], text(nothing)) == (0, None, "Nothing is recorded for task T-404.")
+
+
+def test_a_task_that_has_but_parts_of_runs_has_a_summary(one: Asks, book: Book) -> None:
+    """What a rule gives to a task of a subagent's own is told, though no run is that task's."""
+    rules = [{"match": {"subagent": "reviewer"}, "set": {"task": "REVIEW"}}]
+    with closing(Ledger(replace(book.settings, attribution=rules))) as ledger:
+        facts = attributed.call("s1", 1, 7), attributed.call("s1", 2, 5, subagent="reviewer")
+        attributed.put(ledger, *facts)
+    found = one("get_token_summary", id="REVIEW")
+    assert (told(found)["event_count"], told(found)["tokens_in"]) == (0, 5)
+    assert text(found).startswith("task REVIEW: tokens_in 5, ")
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,7 @@ import pytest
 
 from spendmeter import metrics as m
 from spendmeter.errors import ConfigError
-from spendmeter.ledger import Ledger, now_ms
+from spendmeter.ledger import Ledger, liveness, now_ms
 from spendmeter.ledger.exposition import exposition
 from spendmeter.projections import export, otlp, spool
 from spendmeter.projections.export import Exporter
@@ -234,13 +236,29 @@ def test_two_exporters_do_not_send_the_same(runs: Ledger, receiver: Receiver, cl
     first.close()
     assert not second.once().busy
     with runs.write() as conn:
-        gone = {"until_ms": clock.ms + 10**9, "host": socket.gethostname(), "pid": 2**22 - 3, "token": "x"}
+        gone = {"until_ms": clock.ms + 10**9, "host": liveness.here(), "pid": 2**22 - 3, "born": "1", "token": "x"}
         spool.put(conn, spool.LEASE, json.dumps(gone))
     assert not second.once().busy
     with runs.write() as conn:
         spool.put(conn, spool.LEASE, json.dumps(gone | {"host": "another.example"}))
     assert second.once().busy
     second.close()
+
+
+def test_containers_of_one_name_are_told_apart(runs: Ledger) -> None:
+    """One whose pids mean something else does not take the holder's for dead: two would send at once."""
+    take = f"from spendmeter.config import Settings; from spendmeter.ledger import Ledger; from spendmeter.projections import spool; \
+print(spool.Lease(Ledger(Settings({runs.settings.ledger!r}))).take({now_ms()}, 1000))"
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no pid namespace can be made here")
+    lease = spool.Lease(runs)
+    assert lease.take(now_ms(), 60_000)
+    said = subprocess.run([*apart, sys.executable, "-c", take], capture_output=True, text=True, check=True).stdout
+    assert said == "False\n"
+    lease.drop()
+    said = subprocess.run([*apart, sys.executable, "-c", take], capture_output=True, text=True, check=True).stdout
+    assert said == "True\n"
 
 
 def test_many_runs_go_in_bounded_requests(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,8 @@ def test_beyond_loopback_exporters_need_a_token_that_may_write(book: Book) -> No
             answer = client.post("/v1/logs", content=dump.body(kind), headers=headers)
             assert "token" in refused(answer, 401, 16, kind)
             assert answer.headers["www-authenticate"].startswith("Bearer")
+            asked = client.head("/v1/logs", headers=headers)
+            assert (asked.status_code, asked.content) == (401, b"")
             for scope in ("read", "metrics"):
                 answer = client.post("/v1/logs", content=dump.body(kind), headers=headers | bearer(known[scope]))
                 assert "write" in refused(answer, 403, 7, kind)

@@ -185,7 +185,8 @@ def test_what_is_not_understood_is_refused_by_its_place(settings: Settings, doc:
     (b"{}", {"content-encoding": "gzip"}, 422),
     (wire.pack(BATCH)[:-9], {"content-encoding": "gzip"}, 422),
     (gzip.compress(b" " * (wire.MOST_BYTES + 1)), {"content-encoding": "gzip"}, 422),
-], ids=["text", "br", "empty", "bytes", "deep", "no gzip", "cut", "bomb"])  # fmt: skip
+    (wire.pack(BATCH) * 2, {"content-encoding": "gzip"}, 422),
+], ids=["text", "br", "empty", "bytes", "deep", "no gzip", "cut", "bomb", "two"])  # fmt: skip
 def test_a_body_that_is_no_batch_is_refused(settings: Settings, body: bytes, headers: dict[str, str], status: int) -> None:
     """Another media type or coding is a 415; what is cut short, packed too well or no JSON is a 422."""
     with closing(Book(settings)) as book, TestClient(app.create_app(book, Workers(book)), base_url=HOME) as client:

@@ -132,7 +132,8 @@ def test_the_description_is_openapi_3_1(full: TestClient) -> None:
 @pytest.mark.parametrize(
     ("host", "status"),
     [("127.0.0.1:9464", 200), ("localhost", 200), ("LOCALHOST.:80", 200), ("[::1]:9464", 200), ("127.8.8.8", 200), ("evil.example", 400),
-     ("127.0.0.1.evil.example:9464", 400), ("localhost.evil.example", 400), ("10.0.0.1", 400), ("", 400)],
+     ("127.0.0.1.evil.example:9464", 400), ("[::1].evil.example", 400),
+     ("[::1", 400), ("localhost.evil.example", 400), ("10.0.0.1", 400), ("", 400)],
 )  # fmt: skip
 def test_only_this_machine_is_answered_for(full: TestClient, host: str, status: int) -> None:
     """A name that a foreign page has pointed here (DNS rebinding) gets nothing."""

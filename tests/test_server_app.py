@@ -25,7 +25,7 @@ from spendmeter.server import api, app, web
 from spendmeter.server.book import Book
 from spendmeter.server.scrape import takes_gzip
 from spendmeter.server.workers import Workers
-from tests.doors import problem
+from tests.doors import EVENTS, problem
 from tests.served import HOME
 
 # -- /metrics ----------------------------------------------------------------------------------------------------------
@@ -191,3 +191,21 @@ def test_workers_tell_a_failure_once(book: Book, caplog: pytest.LogCaptureFixtur
             workers._try("settle", step)
     assert [r.getMessage() for r in caplog.records] == ["settle: ValueError; this is a defect of spendmeter", "settle: works again"]
     assert workers.trouble == {}
+
+
+def test_a_client_that_hangs_up_is_no_defect(book: Book, caplog: pytest.LogCaptureFixture) -> None:
+    """One that goes away midway in its body gets no answer, and the log no line."""
+    said: list[Any] = []
+    head = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"99")]
+    scope = {"type": "http", "method": "POST", "path": EVENTS, "headers": head, "query_string": b"", "client": ("127.0.0.1", 1)}
+    told = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(told)
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    with caplog.at_level(logging.DEBUG, "spendmeter"):
+        anyio.run(app.create_app(book, Workers(book)), scope, receive, send)
+    assert (said, caplog.messages) == ([], [])

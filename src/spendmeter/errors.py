@@ -6,6 +6,7 @@
     ├── ParseError    a source is not what its format says
     ├── PriceError    a price table is malformed
     ├── LedgerError   the ledger cannot be opened, read or written
+    │   └── UnfitError   nor ever, with what was given to it
     ├── ConfigError   a setting is missing, unknown or out of range
     ├── ExportError   an endpoint refused what was sent
     └── RemoteError   a central daemon did not take a run
@@ -31,6 +32,10 @@ class PriceError(SpendmeterError):
 
 class LedgerError(SpendmeterError):
     """The ledger cannot be opened, read or written; names its URL without a password."""
+
+
+class UnfitError(LedgerError):
+    """What was to be kept or looked for is more than a database takes; another try changes nothing."""
 
 
 class ConfigError(SpendmeterError):

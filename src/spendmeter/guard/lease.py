@@ -11,9 +11,13 @@ from spendmeter.ledger import Ledger, now_ms, reservations
 from spendmeter.ledger.liveness import ELSEWHERE
 from spendmeter.ledger.reservations import Reservation
 
+LATE_MS = 3_600_000  # a word is no later than a request lasts; the rest is room for clocks that differ
+
 
 def renew(ledger: Ledger, run: Reservation, at_ms: int | None = None) -> Reservation:
     """Keeps *run* set aside for most of a minute more; it comes back where it was taken for dead. It began when it was first heard of.
+
+    A word that comes after the run itself, overtaken on its way, sets nothing aside.
 
     Raises:
         LedgerError: the ledger cannot be written now.
@@ -24,7 +28,8 @@ def renew(ledger: Ledger, run: Reservation, at_ms: int | None = None) -> Reserva
     run = replace(run, started_ms=found[0].started_ms if found else at)
     if found is None or found[0] != run or not 0 <= at - found[1] < BEAT_MS:  # who only looks need not wait for the lock
         with ledger.write(PATIENCE_MS) as conn:
-            reservations.put(conn, run, at, ELSEWHERE)
+            if reservations.find(conn, run.run_id) or not reservations.is_spent(conn, run.run_id, at - LATE_MS):
+                reservations.put(conn, run, at, ELSEWHERE)
     return run
 
 

@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from spendmeter.errors import LedgerError
+from spendmeter.errors import LedgerError, UnfitError
 from spendmeter.ledger.schema import HEAD, META
 
 BUSY_MS = 30_000  # how long a writer waits for another
 RECONNECT_S = 5.0  # a server that was restarted is back by then, or the caller keeps what it has
 RECONNECT_PAUSE_S = 0.2
 FULL = ("too many clients", "too many connections", "remaining connection slots", "no more connections allowed")  # the last: PgBouncer
+UNFIT = "no database takes this: a number or a sum beyond 64 bits, or a text with a NUL or half a character; leave it out"
 T = TypeVar("T")
 
 
@@ -175,6 +176,8 @@ def translated(url: str) -> Iterator[None]:
     """Turns what the database throws into a LedgerError that says what to do."""
     try:
         yield
+    except (DataError, OverflowError, UnicodeEncodeError):  # SQLite's driver throws the latter two itself
+        raise UnfitError(f"ledger {safe(url)}: {UNFIT}") from None
     except (SQLAlchemyError, OSError) as e:
         lost = isinstance(e, DBAPIError) and e.connection_invalidated
         raise (ConnectionLostError if lost else LedgerError)(f"ledger {safe(url)}: {_why(e)}") from None

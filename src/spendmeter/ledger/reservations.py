@@ -85,6 +85,13 @@ def drop(conn: Connection, run_id: str) -> None:
     conn.execute(delete(t.reservations).where(t.reservations.c.run_id == run_id))
 
 
+def is_spent(conn: Connection, run_id: str, since_ms: int) -> bool:
+    """Whether the run is recorded, and ended at *since_ms* or later: it needs nothing set aside any more."""
+    r, p = t.runs.c, t.processes.c
+    ended = select(p.run_id).join_from(t.runs, t.processes, (r.session_id == p.session_id) & (r.run_key == p.run_key))
+    return conn.execute(ended.where(r.ended_ms >= since_ms, p.run_id == run_id).limit(1)).first() is not None
+
+
 def _reservation(row: Any) -> Reservation:
     subject = Subject(row.agent, row.task, row.cli, row.model, row.repo, json.loads(row.attrs))
     return Reservation(

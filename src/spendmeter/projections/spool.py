@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, delete, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from spendmeter.ledger import Ledger, derive
+from spendmeter.ledger import Ledger, derive, liveness
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.gauges import EXPORT_KEY, SPOOLED
 from spendmeter.ledger.store import Store, dump
@@ -119,10 +117,8 @@ class Lease:
 
     def take(self, now_ms: int, for_ms: int) -> bool:
         """Whether it is ours until *for_ms* from now."""
-        mine = {"until_ms": now_ms + for_ms, "host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
+        mine = {"until_ms": now_ms + for_ms, "token": self._token} | liveness.own()._asdict()
         with self._ledger.write() as conn:
-            if conn.dialect.name == "postgresql":
-                conn.execute(text("select pg_advisory_xact_lock(7317311)"))
             held = conn.execute(select(t.meta.c.value).where(t.meta.c.key == self._key)).scalar_one_or_none()
             if held and self._alive(json.loads(held), now_ms):
                 return False
@@ -133,9 +129,8 @@ class Lease:
     def _alive(self, held: dict[str, Any], now_ms: int) -> bool:
         if held["token"] == self._token or held["until_ms"] <= now_ms:
             return False
-        if held["host"] != socket.gethostname():
-            return True
-        return held["token"] in _LIVE if held["pid"] == os.getpid() else _runs(held["pid"])
+        holder = liveness.Mark(held["host"], held["pid"], held.get("born", ""))  # a lease of an older spendmeter lacks the latter
+        return held["token"] in _LIVE if holder == liveness.own() else liveness.is_alive(holder, now_ms, now_ms)
 
     def drop(self) -> None:
         """Gives it back."""
@@ -144,13 +139,3 @@ class Lease:
             with self._ledger.write() as conn:
                 mine = t.meta.c.value.contains(self._token)
                 conn.execute(delete(t.meta).where(t.meta.c.key == self._key, mine))
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

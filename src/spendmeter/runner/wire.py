@@ -78,7 +78,7 @@ def unzipped(body: bytes, most: int = MOST_BYTES) -> bytes:
     """What the gzipped *body* holds.
 
     Raises:
-        WireError: it is not gzip, or is cut short; as TooLargeError, it holds more than *most* bytes.
+        WireError: it is not gzip, is cut short or goes on behind its end; as TooLargeError, it holds more than *most* bytes.
     """
     reader = zlib.decompressobj(31)
     try:
@@ -89,6 +89,8 @@ def unzipped(body: bytes, most: int = MOST_BYTES) -> bytes:
         raise TooLargeError("body", f"is more than {most >> 20} MiB when unpacked")
     if not reader.eof:
         raise WireError("body", "is cut short; send it again")
+    if reader.unused_data:
+        raise WireError("body", "has more behind the end of its gzip; send one gzip member")
     return out
 
 

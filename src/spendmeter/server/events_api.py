@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+import math
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -37,7 +38,17 @@ _BODY: dict[str, Any] = {
         "content": {"application/json": {"schema": {"anyOf": [_EVENT, _BATCH]}}},
     }
 }
-_DECODER = msgspec.json.Decoder(float_hook=Decimal)  # money is never a float
+
+
+def _number(text: str) -> Decimal | float:
+    """Exact, for money is never a float; one with an exponent beyond all bounds is no number, which no field takes."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return math.nan
+
+
+_DECODER = msgspec.json.Decoder(float_hook=_number)
 
 
 class TokenEvents(BaseModel):

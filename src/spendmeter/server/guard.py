@@ -7,9 +7,9 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,9 +44,11 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(header: str) -> str:
-    """The Host header without its port and brackets."""
-    name = header[1:].partition("]")[0] if header.startswith("[") else header.partition(":")[0]
-    return name.lower().rstrip(".")
+    """The Host header without its port and brackets; "" where it is none."""
+    if header.startswith("["):
+        name, closed, port = header[1:].partition("]")
+        return name.lower() if closed and port[:1] in ("", ":") else ""
+    return header.partition(":")[0].lower().rstrip(".")
 
 
 def may(scope: Scope, needs: str) -> bool:
@@ -100,7 +102,8 @@ def is_ours(headers: Headers) -> bool:
     if site := headers.get("sec-fetch-site"):
         return site in ("same-origin", "none")
     if origin := headers.get("origin"):
-        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        _, told, name = origin.partition("://")
+        return bool(told) and name.lower() == headers.get("host", "").lower()
     return f"{COOKIE}=" not in headers.get("cookie", "")
 
 
@@ -133,6 +136,8 @@ class Armoured:
 
         try:
             await self._app({**scope, "method": "GET", IS_HEAD: True} if head else scope, receive, out)
+        except ClientDisconnect:  # midway in its body: nobody is there to be answered
+            return
         except Exception as e:  # noqa: BLE001 - whatever it is, its text is not for the log
             log.error("%s: %s", scope["method"], where(e))  # noqa: TRY400
             if begun:

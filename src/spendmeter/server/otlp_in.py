@@ -131,7 +131,7 @@ class StatusBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Wraps one request."""
-        if scope["type"] != "http" or scope["path"] not in OTLP:
+        if scope["type"] != "http" or scope["path"] not in OTLP or scope["method"] == "HEAD":  # whose answer has no body
             await self._app(scope, receive, send)
             return
         start: Message | None = None

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from spendmeter.errors import LedgerError
+from spendmeter.errors import LedgerError, UnfitError
 from spendmeter.server import pages
 
 API = ("/api/", "/token-events")
@@ -73,6 +73,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BadFieldError, _bad_field)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(LedgerError, _ledger)
+    app.add_exception_handler(UnfitError, _unfit)
     app.add_exception_handler(HTTPException, _http)
 
 
@@ -130,6 +131,10 @@ async def _ledger(request: Request, e: Any) -> Response:
     if request.scope.get(ANONYMOUS):
         return unavailable(request.url.path)
     return answer(request.url.path, 503, str(e), headers={"retry-after": RETRY_S})
+
+
+async def _unfit(request: Request, e: Any) -> Response:
+    return answer(request.url.path, 422, str(e))
 
 
 async def _http(request: Request, e: Any) -> Response:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from spendmeter.errors import UnfitError
 from spendmeter.runner import wire
 from spendmeter.server.book import Book
 from spendmeter.server.problems import BadFieldError, responses
@@ -67,7 +68,7 @@ def _commit(book: Book, body: bytes, packed: bool) -> dict[str, Any]:
     run_id = batch.processes[0].run_id if batch.processes else None
     try:
         done = book.ledger().commit(replace(batch, releases=run_id))
-    except OverflowError:
+    except UnfitError:
         raise BadFieldError("observations", "add up to more than a ledger can hold") from None
     key = batch.processes[0].run_key if batch.processes else None
     return Taken(run_key=key, sessions=len(done.sessions), changed=len(done.changed)).model_dump()

@@ -85,7 +85,7 @@ def token_summary(source: Source, asked: shapes.SummaryQuestion) -> Answer:
 
 def _summary_text(document: dict[str, Any]) -> str:
     about = f"{document['scope']} {reports.printable(document['scope_id'])}"
-    if not document["event_count"]:
+    if not document["event_count"] and not document["by_model"]:  # a rule may give a task a part of runs that are another's
         return f"Nothing is recorded for {about}."
     known = ", ".join(f"{name} {_known(document[name])}" for name in ("tokens_in", "tokens_out", "cost_usd", "event_count"))
     lines = [("by", "name", "tokens")]
