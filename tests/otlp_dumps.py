@@ -64,7 +64,7 @@ class Dump:
 def dumped() -> list[Chain]:
     """Every captured run whose telemetry was captured too."""
     found = [c for c in all_chains() if (c.folders[-1] / "otlp").is_dir()]
-    assert len(found) == 17
+    assert len(found) == 20
     return found
 
 

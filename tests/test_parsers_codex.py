@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from typing import Any
 
@@ -31,6 +32,10 @@ def turn(second: int, name: str, **more: Any) -> dict[str, Any]:
     return {"timestamp": f"2026-11-21T23:31:{second:02}Z", "type": "event_msg", "payload": payload}
 
 
+def attributed(second: int, name: str, parent: str | None) -> dict[str, Any]:
+    return turn(second, name, turn_attribution={"turn_trigger": "exec", "parent_turn_id": parent})
+
+
 def record(second: int, thread: str, response: str, n: int, whole: int) -> dict[str, Any]:
     payload = {"thread_id": thread, "response_id": response, "usage": used(n), "thread_token_usage": used(whole)}
     return {"timestamp": f"2026-11-21T23:31:{second:02}Z", "type": "token_usage_record", "payload": payload}
@@ -44,7 +49,7 @@ def book_of(*observations: list[Observation]) -> Book:
 
 
 def spent(book: Book, session: str) -> int:
-    return total(Rule(book.sessions["codex", session]).cells().values()).tokens
+    return total(Rule(*book.gather(book.sessions["codex", session])).cells().values()).tokens
 
 
 ONE = 10 + 3  # tokens of used(1)
@@ -77,6 +82,22 @@ def test_a_subagents_calls_belong_to_the_session_that_started_it() -> None:
         assert {key for key, facts in book.sessions.items() if facts.calls or facts.levels} == {("codex", "root")}
     run = split(book_of(parent, sub, deeper, printed).sessions["codex", "root"])
     assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in run] == [("ok", 8 * ONE)]
+
+
+def test_a_subagents_thread_that_is_taken_up_uses_tokens_of_its_own() -> None:
+    """``resume --last`` may take up a subagent's thread: its turns that no other's turn began are its own runs, counted once."""
+    spawn = {"subagent": {"thread_spawn": {"parent_thread_id": "root"}}}
+    parent = told(meta("root"), turn(0, "a"), record(1, "root", "r", 2, 2))
+    helped, own = attributed(2, "b", "a"), attributed(10, "c", None)
+    again = attributed(20, "d", "a")  # its starter asks it for more
+    thread = meta("sub", source=spawn)
+    sub = told(thread, helped, record(3, "sub", "s", 5, 5), own, record(11, "sub", "u", 4, 9), again, record(21, "sub", "v", 1, 10))
+    printed = told({"type": "thread.started", "thread_id": "sub"}, {"type": "turn.completed", "usage": used(9)})
+    for order in itertools.permutations((parent, sub, printed)):
+        book = book_of(*order)
+        assert (spent(book, "root"), spent(book, "sub")) == (8 * ONE, 4 * ONE)
+    runs = split(*book.gather(book.sessions["codex", "sub"]))
+    assert [(r.outcome, total(p.usage for p in r.pieces).tokens) for r in runs] == [("ok", 4 * ONE)]
 
 
 def test_a_subagents_role_is_its_calls_type() -> None:

@@ -5,6 +5,7 @@ Source: measured on codex-cli 0.169.0; docs/reference/clis.md has the table of w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spendmeter.parsers.fields import counts, digest, less, mapping, text, when_ms
@@ -63,14 +64,18 @@ def _spawn(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 class FileReader:
-    """Reads one rollout, the file of one thread; a subagent's calls belong to the session that started it."""
+    """Reads one rollout, the file of one thread; a subagent's calls belong to the session that started it.
+
+    ``codex exec resume --last`` may take up a subagent's thread: what it uses from then on is that thread's own.
+    """
 
     def __init__(self, source: str, session: str = "") -> None:
         self._source, self._thread = source, session
-        self._owner = session
+        self._owner = self._starter = session
+        self._context: Context | None = None
         self._model: str | None = None
         self._models: set[str] = set()
-        self._is_exec = self._is_sub = False
+        self._is_exec = self._is_sub = self._has_turn = self._is_taken_up = False
         self._role: str | None = None  # of the subagent
         self._turn = ""
         self._turns: dict[str, Level] = {}
@@ -104,14 +109,16 @@ class FileReader:
         self._started_ms = at or 0
         self._is_exec = meta.get("source") == "exec"
         self._is_fork = bool(meta.get("forked_from_id"))
+        branch = text(mapping(meta.get("git")).get("branch"))
+        self._context = Context(NAME, thread, text(meta.get("cwd")), branch, text(meta.get("cli_version")))
         if parent := parent_of(meta):
             root = text(meta.get("session_id"))
             self._is_sub, self._owner = True, root if root and root != thread else parent
+            self._starter = self._owner
             self.out.append(Base(NAME, thread, "parent", self._owner, None))
             self._role = text(_spawn(meta).get("agent_role"))
         else:
-            branch = text(mapping(meta.get("git")).get("branch"))
-            self.out.append(Context(NAME, thread, text(meta.get("cwd")), branch, text(meta.get("cli_version"))))
+            self.out.append(self._context)
             if at is not None:
                 self.out.append(Moment(NAME, thread, "own", at))
 
@@ -119,12 +126,31 @@ class FileReader:
         """Each turn of ``codex exec`` is a run of its own; where a person types, nothing tells the processes apart."""
         trigger = mapping(payload.get("turn_attribution")).get("turn_trigger") or ("exec" if self._is_exec else None)
         turn = text(payload.get("turn_id"))
-        if trigger != "exec" or self._is_sub or not turn or at is None or not self._thread:
+        if self._is_sub:
+            self._resumed(mapping(payload.get("turn_attribution")))
+        if trigger != "exec" or self._helps or not turn or at is None or not self._thread:
             self._turn = ""
             return
         self._turn = turn
         self.out.append(Moment(NAME, self._thread, "prompt", at))
         self._turns[turn] = Level(NAME, self._thread, "", NOTHING, "turns", turn, at, at)
+
+    @property
+    def _helps(self) -> bool:
+        """Whether the thread works for another one now."""
+        return self._owner != self._thread
+
+    def _resumed(self, begun: dict[str, Any]) -> None:
+        """Whose the calls of a turn of a subagent's thread are: its own where somebody took the thread up, which no other's turn began.
+
+        What it did for the other before is in its total as what a fork inherited is.
+        """
+        is_own = self._has_turn and begun.get("turn_trigger") == "exec" and begun.get("parent_turn_id") is None
+        if is_own and not self._is_taken_up and self._context:
+            self._is_taken_up = True
+            helped = [o for o in self.out if isinstance(o, Call)]
+            self.out += [self._context, *(replace(o, copied_to=self._thread) for o in helped if o.subagent == self._thread)]
+        self._owner, self._has_turn = self._thread if is_own else self._starter, True
 
     def _record(self, line: int, payload: dict[str, Any], at: int | None) -> None:
         used, whole = usage_of(mapping(payload.get("usage"))), usage_of(mapping(payload.get("thread_token_usage")))
@@ -136,16 +162,16 @@ class FileReader:
         if thread != self._thread and self._thread:  # a copy of another thread's row
             self.out.append(Call(NAME, response, thread, used, self._model, self._model, at, copied_to=self._owner))
             return
-        sub = thread if self._is_sub else None
+        sub = thread if self._helps else None
         self.out.append(
             Call(
                 NAME, response, self._owner or thread, used, self._model, self._model, at, role="hidden" if sub else "main",
-                subagent=sub, subagent_type=self._role,
+                subagent=sub, copied_to=thread if sub and self._is_taken_up else None, subagent_type=self._role if sub else None,
             )
         )  # fmt: skip
         if at is not None:
             self.last_ms[self._owner or thread] = max(at, self.last_ms.get(self._owner or thread, at))
-        if whole is not None and not self._is_sub:
+        if whole is not None and not sub:
             self._reading(thread, used, whole, at, is_first=not self._recorded)
         self._recorded = True
 
