@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from spendmeter import attribution
 from spendmeter.ledger import Batch, Ledger, query
 from spendmeter.records import Call, Claim, Context, Observation, Usage
 from tests.made import NOON
@@ -23,17 +25,16 @@ HELPER: Raw = [{"match": {"subagent": "*"}, "set": {"agent": "helper"}}, {"match
 
 
 @pytest.fixture
-def host(both: Ledger) -> Iterator[Host]:
-    """Opens the ledger as a host whose settings have these rules."""
-    made: list[Ledger] = []
+def host(both: Ledger) -> Host:
+    """Gives the ledger as a host has it open whose settings have these rules; all go through one engine."""
 
     def open_(rules: Raw | None) -> Ledger:
-        made.append(Ledger(replace(both.settings, attribution=rules)))
-        return made[-1]
+        ledger = copy(both)
+        ledger.settings = replace(both.settings, attribution=rules)
+        ledger.rules = attribution.load(ledger.settings)
+        return ledger
 
-    yield open_
-    for ledger in made:
-        ledger.close()
+    return open_
 
 
 def whose(ledger: Ledger) -> dict[tuple[str | None, ...], int]:

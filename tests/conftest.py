@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from copy import copy
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
-from tests.made import Made, empty
+from tests.made import Made, Shared, empty
 from tests.pg import Server
 from tests.turns import turn
 
@@ -77,16 +78,27 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]
     return server.database
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Gives the emptied ledger at a URL, or one of SQLite: what its engine has compiled, which takes longest, serves every test."""
+    opened: dict[str, Ledger] = {}
+    own = f"sqlite:///{tmp_path_factory.mktemp('shared') / 'ledger.db'}"
+
+    def give(url: str = own) -> Ledger:
+        if url not in opened:
+            opened[url] = Ledger(Settings(url, settle_s=0))
+        empty(opened[url])
+        return copy(opened[url])
+
+    yield give
+    for ledger in opened.values():
+        ledger.close()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+def both(request: pytest.FixtureRequest, shared: Shared) -> Ledger:
     """An empty ledger on each database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'both.db'}" if sqlite else request.getfixturevalue("postgres")
-    ledger = Ledger(Settings(url, settle_s=0))
-    if not sqlite:
-        empty(ledger)
-    yield ledger
-    ledger.close()
+    return shared() if request.param == "sqlite" else shared(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from spendmeter.ledger import schema as t
 NOON = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp() * 1000)
 MIGRATIONS = Config()
 MIGRATIONS.set_main_option("script_location", str(Path(spendmeter.ledger.__file__).parent / "migrations"))
+Shared = Callable[..., Ledger]  # of the fixture ``shared``
 
 
 @contextmanager

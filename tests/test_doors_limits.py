@@ -113,7 +113,7 @@ def daemon(book: Book, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     thread.start()
     yield int(sockets[0].getsockname()[1])
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -135,7 +135,7 @@ def daemon(book: Book, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_who_dawdles_is_hung_up_on(daemon: int, sent: bytes, drip: bytes, answer: bytes) -> None:
     """Headers and bodies that come by the byte, or do not come, hold a connection no longer than they may."""
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", daemon), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", daemon), timeout=60) as sock:
         got = b""
         try:
             sock.sendall(sent)
@@ -159,7 +159,7 @@ def test_who_dawdles_is_hung_up_on(daemon: int, sent: bytes, drip: bytes, answer
 @pytest.mark.alone
 def test_a_patient_connection_is_kept(daemon: int) -> None:
     """What is idle between complete requests is not in a hurry."""
-    with closing(http.client.HTTPConnection("127.0.0.1", daemon, timeout=5)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", daemon, timeout=60)) as connection:
         connection.connect()
         kept = connection.sock
         for _ in range(2):
@@ -173,7 +173,7 @@ def test_a_patient_connection_is_kept(daemon: int) -> None:
 def test_an_answer_does_not_wait_for_an_acknowledgement(daemon: int) -> None:
     """Its head and its body go out at once: on a connection that is kept, Nagle's algorithm would hold the body back for 40 ms."""
     took = []
-    with closing(http.client.HTTPConnection("127.0.0.1", daemon, timeout=5)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", daemon, timeout=60)) as connection:
         for _ in range(30):
             began = time.monotonic()
             connection.request("GET", "/livez")

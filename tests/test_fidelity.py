@@ -10,12 +10,18 @@ from spendmeter import ingest
 from spendmeter.ledger import Ledger
 from spendmeter.ledger.verify import verify
 from spendmeter.records import Tags
+from tests.made import Shared
 from tests.runs import CLIS, FILES_TELL_LESS, STDOUT_TELLS_LESS, STDOUT_TELLS_MORE, Chain, chains
 from tests.test_ledger import sums
 
 CHAINS = [c for cli in CLIS if cli != "claude" for c in chains(cli)]
 VARIANTS = ("both", "files", "stdout", "reversed", "twice")
 TAGS = Tags("a", "t")
+
+
+@pytest.fixture
+def ledger(shared: Shared) -> Ledger:
+    return shared()
 
 
 def take(ledger: Ledger, chain: Chain, variant: str) -> None:

@@ -19,7 +19,6 @@ import pytest
 from sqlalchemy import func, select
 
 from spendmeter import ingest
-from spendmeter.config import Settings
 from spendmeter.ledger import Batch, Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.derive import gather
@@ -36,6 +35,7 @@ from spendmeter.runner.detect import Command
 from spendmeter.runner.facts import Facts
 from spendmeter.runner.live import Live, Pace, Reading
 from spendmeter.runner.spool import from_json, to_json
+from tests.made import Shared
 from tests.runs import ROOT, Chain, all_chains
 
 CHAINS = all_chains()
@@ -53,7 +53,6 @@ class World:
     def __init__(self, folder: Path, chain: Chain) -> None:
         self.home, self.chain, self.cwd = folder / "home", chain, str(folder)
         self.home.mkdir(exist_ok=True)
-        self.ledger = Ledger(Settings(f"sqlite:///{folder}/l.db", settle_s=0))
 
     def facts(self, case: Path) -> Facts:
         argv = json.loads((case / "scenario.json").read_text())["argv"]
@@ -113,17 +112,18 @@ class World:
             return [partial(target.write_bytes, new)]
         return [partial(append, target, line) for line in new[len(old) :].splitlines(keepends=True)]
 
-    def in_ledger(self, task: str) -> Reading:
-        """What the ledger holds for *task*."""
-        e, on = t.entries.c, (t.entries.c.session_id == t.runs.c.session_id) & (t.entries.c.run_key == t.runs.c.run_key)
-        sums = [
-            func.sum(c)
-            for c in (e.reported_nusd, e.estimated_nusd, e.tokens_in, e.cache_read, e.cache_write_5m, e.cache_write_1h, e.tokens_out)
-        ]
-        with self.ledger.read() as conn:
-            reported, estimated, *tokens = conn.execute(select(*sums).join(t.runs, on).where(t.runs.c.task == task)).one()
-        cost = None if reported is None and estimated is None else (reported or 0) + (estimated or 0)
-        return Reading(cost, sum(x or 0 for x in tokens))
+
+def in_ledger(ledger: Ledger, task: str) -> Reading:
+    """What the ledger holds for *task*."""
+    e, on = t.entries.c, (t.entries.c.session_id == t.runs.c.session_id) & (t.entries.c.run_key == t.runs.c.run_key)
+    sums = [
+        func.sum(c)
+        for c in (e.reported_nusd, e.estimated_nusd, e.tokens_in, e.cache_read, e.cache_write_5m, e.cache_write_1h, e.tokens_out)
+    ]
+    with ledger.read() as conn:
+        reported, estimated, *tokens = conn.execute(select(*sums).join(t.runs, on).where(t.runs.c.task == task)).one()
+    cost = None if reported is None and estimated is None else (reported or 0) + (estimated or 0)
+    return Reading(cost, sum(x or 0 for x in tokens))
 
 
 def _spread(steps: Sequence[Any]) -> list[tuple[float, Any]]:
@@ -145,9 +145,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda c: c.name)
-def test_it_rises_to_what_the_ledger_will_say(tmp_path: Path, chain: Chain) -> None:
+def test_it_rises_to_what_the_ledger_will_say(tmp_path: Path, shared: Shared, chain: Chain) -> None:
     """Every captured run, resumed and forked ones too, line by line: never more than in the end, and then the same."""
-    world = World(tmp_path, chain)
+    world, ledger = World(tmp_path, chain), shared()
     for case in chain.folders:
         world.prepare(case)
         facts = world.facts(case)
@@ -160,10 +160,9 @@ def test_it_rises_to_what_the_ledger_will_say(tmp_path: Path, chain: Chain) -> N
         run = compose(facts, watches, [os.getpid()], stream.sessions, stream.finish())
         run.ended_ms = facts.started_ms + 1
         last = live.last(run)
-        ingest.commit_finished(world.ledger, run)
-        assert last[:2] == world.in_ledger(case.name)[:2]
+        ingest.commit_finished(ledger, run)
+        assert last[:2] == in_ledger(ledger, case.name)[:2]
         assert [r for r in readings if r.tokens > last.tokens] == []
-    world.ledger.close()
 
 
 class Growing:
@@ -321,7 +320,6 @@ def test_a_database_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
         readings.append(found.tokens)
     assert len({s[2] for s in steps}) == 2  # two sessions: one is the subagent's
     assert readings == [sum(sums[: i + 1]) for i in range(len(sums))]
-    world.ledger.close()
 
 
 SOURCES = [(c, p) for c in CHAINS for p in [*c.stdouts(), *c.transcripts()]]
@@ -339,9 +337,9 @@ def test_asking_a_stream_in_between_changes_nothing(chain: Chain, path: Path) ->
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=[c.name for c in CHAINS])
-def test_a_book_gathers_what_the_ledger_gathers(tmp_path: Path, chain: Chain) -> None:
+def test_a_book_gathers_what_the_ledger_gathers(shared: Shared, chain: Chain) -> None:
     """Whose a call is, what was copied from whom and what the ancestors had read: the same in memory and in the database."""
-    book, ledger = Book(), Ledger(Settings(f"sqlite:///{tmp_path}/l.db"))
+    book, ledger = Book(), shared()
     observations = [o for p in [*chain.stdouts(), *chain.files()] for o in read_file(p, chain.cli)[0]]
     book.add_all(observations)
     ledger.commit(Batch(observations))
@@ -356,7 +354,6 @@ def test_a_book_gathers_what_the_ledger_gathers(tmp_path: Path, chain: Chain) ->
                 {(v.epoch, v.reading, v.model, v.usage) for v in foreign.ancestor_levels},
             )
             assert foreign.peer_totals <= theirs.peer_totals  # the ledger looks only for one that it waits for
-    ledger.close()
 
 
 def test_a_copied_book_is_its_own() -> None:
@@ -372,19 +369,17 @@ def test_a_copied_book_is_its_own() -> None:
     assert (len(mine.levels), len(theirs.levels)) == (0, 1)
 
 
-@pytest.mark.alone
-def test_a_pace_keeps_to_its_share() -> None:
+def test_a_pace_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes long comes the more seldom."""
-    pace = Pace(0.0, 0.1)
+    clock = {"thread_time": 0.0, "monotonic": 50.0}
+    for name in clock:
+        monkeypatch.setattr(time, name, partial(clock.__getitem__, name))
+    pace = Pace(0.0, 0.25)
     with pace:
-        end_s = time.thread_time() + 0.02
-        while time.thread_time() < end_s:
-            pass
-    at_s = time.monotonic()
+        clock |= {"thread_time": 0.5, "monotonic": 60.0}
+    clock["monotonic"] = 61.75
     assert not pace.is_due()
-    time.sleep(0.1)
-    assert not pace.is_due()
-    time.sleep(max(0.0, at_s + 0.4 - time.monotonic()))
+    clock["monotonic"] = 62.0
     assert pace.is_due()
 
 

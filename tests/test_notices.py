@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -171,6 +170,7 @@ from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.notices.raising import raise_new
 ledger, budgets = Ledger(Settings(sys.argv[1])), load(Path(sys.argv[2]))
+print("ready", flush=True)
 sys.stdin.read(1)
 print(sum(raise_new(ledger, budgets, int(at)) for at in sys.argv[3:]))
 """
@@ -186,7 +186,7 @@ def test_many_processes_raise_each_once(both: Ledger, tmp_path: Path) -> None:
         use(both, f"s{at}", 85, at)
     line = [sys.executable, "-c", RAISER, both.settings.ledger, str(file), *map(str, days)]
     started = [subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    time.sleep(2)
+    assert [process.stdout.readline() for process in started if process.stdout] == ["ready\n"] * 4
     for process in started:
         assert process.stdin is not None
         process.stdin.write("x")

@@ -119,14 +119,14 @@ def test_kill_minus_nine_between_sending_and_noting(both: Ledger, receiver: Rece
     ready = threading.Event()
 
     def kill(_: str) -> None:
-        ready.wait(10)
+        ready.wait(60)
         os.kill(started[0].pid, signal.SIGKILL)
         started[0].wait()
 
     receiver.before = kill
     started.append(subprocess.Popen([sys.executable, "-c", SENDER, both.settings.ledger, str(file), str(NOON)]))
     ready.set()
-    assert started[0].wait(20) == -signal.SIGKILL
+    assert started[0].wait(60) == -signal.SIGKILL
     receiver.before = lambda _: None
     (killed,) = receiver.ids
     row = next(r for r in rows(both) if r.id == killed)
@@ -222,7 +222,7 @@ def test_a_command_that_takes_too_long_is_killed_with_its_group(tmp_path: Path) 
     began = time.monotonic()
     assert channels.send(slow, NOTICE, 1) == Answer("no answer within 1 s")
     assert time.monotonic() - began < 3
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     pid = int((tmp_path / "pid").read_text())
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline

@@ -173,7 +173,7 @@ def test_retry_after_holds_for_the_notifier(ledger: Ledger, receiver: Receiver, 
     assert len(receiver.posts) == 1
     dues = {(r.budget, r.notifier): (r.due_ms - NOON) / 1000 for r in rows(ledger)}
     assert dues["b", "ops"] == dues["c", "ops"]
-    assert 3590 < dues["b", "ops"] < 3615
+    assert 3500 < dues["b", "ops"] < 3615  # a date is told ahead of time, and the machine may be busy
     assert min(dues["b", "z"], dues["c", "z"]) < 60
     assert errors(passes(ledger, told, 3_500_000)) == ["exit code 1"]
     assert len(receiver.posts) == 1

@@ -287,14 +287,14 @@ def test_the_loop_exports_until_it_is_stopped(runs: Ledger, receiver: Receiver, 
     exporter = Exporter(runs)
     thread = threading.Thread(target=exporter.loop, args=(stop,))
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (len(receiver.took["metrics"]) < 3 or len(receiver.logs()) < 5) and time.monotonic() < deadline:
         time.sleep(0.02)
     use(runs, "late", 1, now_ms() + 20_000)
     while len(receiver.logs()) < 6 and time.monotonic() < deadline:
         time.sleep(0.02)
     stop.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     sent_once(receiver, 6)
     other = Exporter(runs)
@@ -305,13 +305,13 @@ def test_the_loop_exports_until_it_is_stopped(runs: Ledger, receiver: Receiver, 
 @pytest.mark.alone
 def test_a_failing_endpoint_does_not_slow_a_commit(exporter: Exporter, receiver: Receiver, runs: Ledger) -> None:
     """While an export hangs, runs are committed as ever."""
-    receiver.delay_s = 0.6
+    receiver.delay_s = 3
     thread = threading.Thread(target=exporter.once)
     thread.start()
     time.sleep(0.2)
     start = time.monotonic()
     use(runs, "meanwhile", 1, now_ms() + 20_000)
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 2
     assert thread.is_alive()
     thread.join()
 

@@ -291,14 +291,13 @@ def test_rates_are_resolved_once_a_day(table: PriceTable) -> None:
     assert table.rates("claude-opus-5-5", NOW) is not table.rates("claude-opus-5-5", NOW + 86_400_000)
 
 
-@pytest.mark.alone
 def test_a_hundred_thousand_calls_are_quick(table: PriceTable) -> None:
     """Rates are resolved once per model and day; measured 0.4 s, allowed 5."""
     usage, traits = Usage(1007, 20013, 217, 93, 111), {"speed": "standard", "geo": "global"}
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(100_000):
         table.price("claude-opus-5-5" if i % 2 else "gpt-5.4", usage, NOW - i * 10_000, traits)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 COUNTS = st.none() | st.integers(0, 40_000)

@@ -106,16 +106,11 @@ def test_a_daemon_that_does_not_answer_holds_a_run_up_for_two_seconds(host: Host
 def test_a_killed_wrappers_run_is_sent_later(host: Host, daemon: Central, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 while the CLI runs: the mark that is left lies in the daemon's spool, and ``send`` hands the run over."""
     process = host.start(CLAUDE, env={"FAKE_CASE": str(CASES / "json-single"), "FAKE_LIVE_S": "30", "FAKE_PID_FILE": "1"})
-    end_s = time.monotonic() + 20
-    while not host.kept("*.json") and time.monotonic() < end_s:
-        time.sleep(0.05)
-    time.sleep(1.5)
+    until(lambda: host.kept("*.json") and list(host.folder.rglob("sessions/*.json")))
     process.kill()
     process.communicate()
     monkeypatch.setenv("HOME", str(host.folder))
-    end_s = time.monotonic() + 20
-    while remote.send_waiting(daemon.url) != (1, None) and time.monotonic() < end_s:
-        time.sleep(0.2)
+    until(lambda: remote.send_waiting(daemon.url) == (1, None))
     (batch,) = daemon.batches()
     assert any(isinstance(o, Call) for o in batch.observations)
     assert batch.processes[0].notes == ["its wrapper was killed; taken from its session files"]

@@ -185,7 +185,7 @@ def test_a_signal_shortens_the_wait_for_the_ledger(wrapper: Wrapper) -> None:
     assert run.stdout is not None
     run.stdout.read()
     run.send_signal(signal.SIGTERM)
-    assert run.wait(timeout=3) == 6
+    assert run.wait(timeout=8) == 6
     run.communicate()
     assert len(wrapper.pending()) == 1
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
 from spendmeter.ledger import schema as t
 from spendmeter.ledger.verify import verify
+from tests.fakecli.harness import alive, until
 from tests.runs import FIELDS, ROOT, Chain
 
 FAKE = Path(__file__).parent / "fakecli" / "any"
@@ -97,15 +98,11 @@ def test_a_killed_wrappers_run_is_recovered(tmp_path: Path) -> None:
     """Wrapper killed with SIGKILL: the next command takes the run from the files that codex wrote."""
     wrapped = Wrapped(tmp_path)
     process = wrapped.start("codex", "kill-sigterm", FAKE_QUIET="1", FAKE_STOP="1")
-    sessions = tmp_path / "home" / ".codex" / "sessions"
-    end = time.monotonic() + 20
-    while not list(tmp_path.glob("l.db.spool/*")) or not list(sessions.rglob("*.jsonl")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(1.5)
+    child = until(lambda: [pid for p in tmp_path.glob("l.db.spool/*.json") if (pid := json.loads(p.read_text())["child_pid"])])[0]
+    until(lambda: Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"sleep"))  # all is written
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    time.sleep(1.0)
+    until(lambda: not alive(child))
     subprocess.run(
         [sys.executable, "-m", "spendmeter", "report"], env=os.environ | {"SPENDMETER_LEDGER": wrapped.url}, check=True, capture_output=True
     )

@@ -28,7 +28,7 @@ got = []
 for s in map(int, sys.argv[1:]):
     signal.signal(s, lambda n, f: got.append(n))
 print('ready', flush=True)
-end = time.monotonic() + 10
+end = time.monotonic() + 60
 while not got and time.monotonic() < end:
     time.sleep(0.01)
 time.sleep(0.2)
@@ -158,15 +158,15 @@ def test_a_child_that_ignores_sigterm_is_killed_in_the_end(wrapper: Wrapper) -> 
 
 def test_stop_and_continue_are_mirrored(wrapper: Wrapper) -> None:
     """SIGTSTP stops child and wrapper, so a shell sees its job stopped; SIGCONT continues both."""
-    run = wrapper.start("sh", "-c", "echo ready; sleep 2; echo done", process_group=0)  # in an orphaned group SIGTSTP stops nobody
+    script = "echo ready; read word; echo $word"
+    run = wrapper.start("sh", "-c", script, stdin=subprocess.PIPE, process_group=0)  # in an orphaned group SIGTSTP stops nobody
     assert run.stdout is not None
     assert run.stdout.readline() == b"ready\n"
     os.kill(run.pid, signal.SIGTSTP)
     _, status = os.waitpid(run.pid, os.WUNTRACED)
     assert (os.WIFSTOPPED(status), os.WSTOPSIG(status)) == (True, signal.SIGTSTP)
-    time.sleep(0.5)
     os.kill(run.pid, signal.SIGCONT)
-    assert run.communicate(timeout=60) == (b"done\n", b"")
+    assert run.communicate(b"done\n", timeout=60) == (b"done\n", b"")
     assert run.returncode == 0
 
 

@@ -19,10 +19,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from spendmeter.config import Settings
 from spendmeter.ledger import Ledger
+from spendmeter.ledger import schema as t
 from spendmeter.ledger.query import report
+from tests.fakecli.harness import until
 from tests.replay import clone
 from tests.runs import FIELDS, ROOT, Chain
 
@@ -59,7 +62,7 @@ class Daemon:
         before = len(self.said) if self._log.exists() else 0
         with self._log.open("a") as log:
             self.process = subprocess.Popen(self._command, env=self._env, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.05)
             if found := re.search(r"metrics +(http://\S+)/metrics", "\n".join(self.said[before:])):
@@ -72,11 +75,11 @@ class Daemon:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=15)
+        return self.process.wait(timeout=60)
 
 
 def get(url: str, headers: Mapping[str, str] | None = None) -> str:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=10) as r:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=60) as r:
         return str(r.read().decode())
 
 
@@ -194,13 +197,19 @@ def test_scrapes_do_not_wait_for_writers(url: str, tmp_path: Path) -> None:
     assert tokens(page) == {k: v * len(cases) for k, v in truth.items() if k in ("tokens_in", "cache_read", "tokens_out")}
 
 
+def was_shown(url: str) -> bool:
+    """Whether the ledger has a note that a series was on a page."""
+    with contextlib.closing(Ledger(Settings(url))) as ledger, ledger.read() as conn:
+        return conn.execute(select(t.series).where(t.series.c.shown_ms.is_not(None))).first() is not None
+
+
 def test_kill_minus_nine_keeps_totals_and_zero_first(url: str) -> None:
     """What had been shown stays at its value; what was shown at 0 before the kill need not wait again from the start."""
     ingest(url, CASE)
     with running(url) as daemon:
         first = counters(get(f"{daemon.url}/metrics"))
         assert set(first.values()) == {0.0}
-        time.sleep(0.3)  # the note that it was shown is made once the page has gone
+        until(lambda: was_shown(url))  # the note of it is made once the page has gone
         daemon.process.kill()
         daemon.process.wait()
         time.sleep(1)
@@ -221,7 +230,7 @@ def test_an_unsettled_run_is_counted_without_a_scrape(url: str) -> None:
     with running(url, **env) as daemon:
         case = [sys.executable, "-m", "spendmeter", "ingest", str(CASE / "stdout")]
         subprocess.run(case, env=os.environ | {"SPENDMETER_LEDGER": url} | env, check=True, capture_output=True)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while json.loads(get(f"{daemon.url}/api/v1/ledger"))["unsettled"]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -292,7 +301,7 @@ def test_it_sends_where_an_endpoint_is_set(url: str) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver:
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
         with running(url, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{receiver.server_port}") as daemon:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while got < {"/v1/metrics", "/v1/traces", "/v1/logs"}:
                 assert time.monotonic() < deadline, (got, daemon.said)
                 time.sleep(0.1)

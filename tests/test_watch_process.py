@@ -52,7 +52,7 @@ class Process:
     def end(self) -> None:
         """Ctrl-C: the code of a program that was interrupted, and no traceback."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(20) == 130
+        assert self.process.wait(60) == 130
         assert "Traceback" not in self.said()
 
     def verify(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,12 +17,13 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "collector-config.yaml"
 OUTSIDE = dict(os.environ)  # as it was at import: fixtures give tests another HOME, where no Go cache is
-START_S = 30.0
-STOP_S = 20.0
+START_S = 120.0
+STOP_S = 60.0
 
 # A backend: takes OTLP over HTTP and gRPC and writes what it got as JSON lines.
 BACKEND = """
@@ -59,13 +59,6 @@ def binary() -> str:
     return path
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True, slots=True)
 class Collector:
     """A running collector; ``env`` holds its addresses, enough to start the same one again."""
@@ -90,7 +83,7 @@ class Collector:
 
     def page(self) -> str:
         """The text of its Prometheus endpoint."""
-        with urllib.request.urlopen(f"http://{self.env['COLLECTOR_PROMETHEUS']}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.env['COLLECTOR_PROMETHEUS']}/metrics", timeout=60) as answer:
             return str(answer.read().decode())
 
     def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:

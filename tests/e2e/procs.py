@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from tests.ports import free_port
 
 from spendmeter import metrics as m
 from spendmeter.ledger import Ledger
@@ -29,14 +29,8 @@ from spendmeter.records import usd
 PATIENCE_S = 120  # how long a busy machine may take for anything
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def get(url: str, headers: Mapping[str, str] | None = None) -> str:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=10) as r:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=60) as r:
         return str(r.read().decode())
 
 
@@ -148,7 +142,7 @@ class Alertmanager:
         """Tells it of firing alerts, each given by its labels."""
         body = json.dumps([{"labels": labels} for labels in alerts]).encode()
         request = urllib.request.Request(f"{self.url}/api/v2/alerts", body, {"content-type": "application/json"})
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
 
     def stop(self) -> None:
         self._process.terminate()

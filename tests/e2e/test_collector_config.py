@@ -29,6 +29,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from tests.ports import free_port
 
 from spendmeter import metrics
 
@@ -94,7 +95,7 @@ def post(collector: otelcol.Collector, signal: str, message: Any) -> None:
     request = urllib.request.Request(
         f"{collector.http}/v1/{signal}", message.SerializeToString(), {"Content-Type": "application/x-protobuf"}, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.status == 200
 
 
@@ -270,7 +271,7 @@ def test_scraping_the_daemon_instead_gives_the_same_names_and_never_both() -> No
     labels = {"agent": "developer", "cli": "claude", "model": "m"}
     Counter(metrics.TOKENS_IN.prometheus, "h", list(labels), registry=registry).labels(**labels).inc(4321)
     Histogram(metrics.RUN_DURATION.prometheus, "h", ["agent"], registry=registry).labels(agent="developer").observe(2)
-    port = otelcol.free_port()
+    port = free_port()
     server, thread = start_http_server(port, "127.0.0.1", registry)
     env = {"COLLECTOR_METRICS_FROM": "prometheus", "COLLECTOR_DAEMON": f"127.0.0.1:{port}", "COLLECTOR_SCRAPE_INTERVAL": "1s"}
     try:
@@ -397,7 +398,7 @@ def test_no_label_of_ours_is_taken_for_content() -> None:
 
 def test_traces_wait_for_a_dead_backend_and_survive_a_kill(tmp_path: Path) -> None:
     """Spans sent while the backend is down arrive exactly once when it comes up, over a kill -9 and a restart in between."""
-    address = f"127.0.0.1:{otelcol.free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     env = {"COLLECTOR_TRACES_ENDPOINT": f"http://{address}", "COLLECTOR_STATE_DIR": str(tmp_path / "state")}
     with otelcol.running(otelcol.CONFIG, env) as collector:
         for number in range(5):
@@ -419,7 +420,7 @@ def test_traces_wait_for_a_dead_backend_and_survive_a_kill(tmp_path: Path) -> No
 
 def test_a_full_queue_is_told_to_the_sender() -> None:
     """When the disk queue is full the sender gets a 503, which it may retry; nothing is taken and then dropped."""
-    env = {"COLLECTOR_QUEUE_SIZE": "2", "COLLECTOR_TRACES_ENDPOINT": f"http://127.0.0.1:{otelcol.free_port()}"}
+    env = {"COLLECTOR_QUEUE_SIZE": "2", "COLLECTOR_TRACES_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
     with otelcol.running(otelcol.CONFIG, env) as collector:
         post(collector, "traces", planted_traces())
         post(collector, "traces", planted_traces())

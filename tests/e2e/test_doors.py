@@ -64,7 +64,7 @@ def asked(url: str, trust: ssl.SSLContext | None = None, data: bytes | None = No
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     opener = urllib.request.build_opener(NoRedirect, urllib.request.HTTPSHandler(context=trust))
     try:
-        with opener.open(urllib.request.Request(url, data, named), timeout=10) as answer:
+        with opener.open(urllib.request.Request(url, data, named), timeout=60) as answer:
             return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as e:
         with e:
@@ -130,7 +130,7 @@ def test_tls_is_what_it_says(tmp_path: Path, env: dict[str, str]) -> None:
         port = int(url.rpartition(":")[2])
         for version, works in (("-tls1_1", False), ("-tls1_2", True), ("-tls1_3", True)):
             command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", version, "-cipher", "ALL:@SECLEVEL=0", "-CAfile", str(cert)]
-            done = subprocess.run(command, input=b"", capture_output=True, timeout=20, check=False)
+            done = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)
             assert (b"BEGIN CERTIFICATE" in done.stdout) is works, version
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, contextlib.suppress(ConnectionResetError):
             sock.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")

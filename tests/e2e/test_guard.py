@@ -110,11 +110,9 @@ def test_killing_half_of_those_under_way_lets_as_many_in(wrapper: Wrapper, ledge
         alive = [run for run in runs if run.poll() is None]
         for run in alive[: ROOM // 2]:
             run.kill()
-        killed_s = time.monotonic()
-        assert until(lambda: held(ledger) == ROOM // 2, 1)
+        assert until(lambda: held(ledger) == ROOM // 2, 20)  # a heartbeat that went missing would take a minute
         start(ROOM // 2 + 3)
         until(lambda: held(ledger) == ROOM and len(refused(runs)) == 5)
-        assert time.monotonic() - killed_s < 30  # not by a heartbeat that went missing
         assert sum(run.poll() is None for run in runs) == ROOM
     assert held(ledger) == 0
     assert spent(ledger)[0] == COST_NUSD
@@ -132,7 +130,7 @@ def test_a_busy_ledger_is_waited_for_as_long_as_it_gets_on(tmp_path: Path) -> No
             reservations.put(conn, Reservation("f" * 32, Subject("heartbeat-9"), now_ms(), 0, 0), now_ms())
         with opened[1].write():
             time.sleep(10)
-        said = [run.communicate(timeout=60)[1].decode() for run in runs]
+        said = [run.communicate(timeout=180)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [3, 7]
     assert said[0].startswith("spendmeter: run not started: its budgets cannot be checked: LedgerError: ledger sqlite:")
     assert said[0].endswith("database is locked; another process held it for long; try again\n")

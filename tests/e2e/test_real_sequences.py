@@ -93,7 +93,7 @@ class Life:
                 subprocess.run(["pkill", "-9", "-P", str(process.pid)], check=False)  # the child; its wrapper lives on
             else:
                 process.send_signal(number)
-        return process.communicate(timeout=60)[0]
+        return process.communicate(timeout=120)[0]
 
 
 def shares(ledger: Ledger) -> dict[str, dict[str, int]]:

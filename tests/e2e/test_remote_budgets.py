@@ -158,14 +158,14 @@ def test_a_budget_ends_a_run_of_another_host(central: Central, ledger: Ledger, h
     assert spent(ledger)[0] >= COST_NUSD + 500_000_000
 
 
-def test_a_run_that_others_outspend_is_ended(central: Central, host: Host, tmp_path: Path) -> None:
+def test_a_run_that_others_outspend_is_ended(central: Central, ledger: Ledger, host: Host, tmp_path: Path) -> None:
     """It uses nothing itself; another run of the agent uses the budget up, so both end within seconds."""
     central.budget(COST_NUSD * 40, "kill")
     (sleeper := tmp_path / "bin" / "claude").parent.mkdir()
     sleeper.write_text("#!/bin/sh\nexec sleep 300\n")
     sleeper.chmod(0o755)
     quiet = host.start(str(sleeper))
-    time.sleep(3)
+    until(lambda: held(ledger) == 1)
     (link := host.folder / "claude").symlink_to(TESTS / "fakecli" / "runaway")
     env = {"RUNAWAY_CASE": str(CASES / "stream-json-tool"), "RUNAWAY_LOG": str(host.folder / "log")}
     assert host.run(str(link), env=env).returncode == 3
