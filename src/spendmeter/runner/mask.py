@@ -26,7 +26,7 @@ class Mask:
         if self._child_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else there would be no exit status
         ignored = {s for s in ENDING | OTHERS | JOB if signal.getsignal(s) is signal.SIG_IGN}
-        mine = (ENDING | OTHERS | JOB) - (ignored & JOB)
+        mine = set(ENDING | OTHERS | JOB) - (ignored & JOB)
         self._found = signal.pthread_sigmask(signal.SIG_BLOCK, mine | {signal.SIGCHLD})
         self.taken = (mine - self._found) | {signal.SIGCHLD}
         self.ignored = ignored & self.taken
