@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spendmeter.parsers.claude import FileReader
+from spendmeter.parsers.claude import FileReader, StdoutReader
 from spendmeter.reconcile.book import Book
 from spendmeter.reconcile.rule import Rule
 from spendmeter.records import total
@@ -37,12 +37,14 @@ def state(tin: int, out: int, duration: int) -> Row:
     return {"type": "cost-state", "sessionId": "s", "startTime": EPOCH, "totalDuration": duration, "modelUsage": used}
 
 
-def spent(*rows: Row) -> tuple[int | None, int | None]:
-    """Input and output of the session that *rows* tell of."""
-    reader, book = FileReader("s.jsonl", "s"), Book()
+def spent(*rows: Row, printed: tuple[Row, ...] = ()) -> tuple[int | None, int | None]:
+    """Input and output of the session that *rows* and what was *printed* tell of."""
+    reader, stdout, book = FileReader("s.jsonl", "s"), StdoutReader("stdout"), Book()
     for line, row in enumerate(rows):
         reader.row(line, row)
-    book.add_all(reader.finish())
+    for line, row in enumerate(printed):
+        stdout.row(line, row)
+    book.add_all([*reader.finish(), *stdout.finish()])
     used = total(Rule(book.sessions["claude", "s"]).cells().values())
     return used.tokens_in, used.tokens_out
 
@@ -61,3 +63,10 @@ def test_an_error_between_two_prompts_of_one_process_is_no_new_process() -> None
     """The API's errors are such rows too; a reading after them covers the calls before them, which count once."""
     assert spent(*FIRST, *KILLED, note(7, error=True), prompt(8), note(7, error=True), answer(9, 7), state(40, 312, 2)) == (40, 312)
     assert spent(*FIRST, *KILLED, prompt(8), note(9, error=False), answer(10, 7), state(40, 312, 2)) == (40, 312)
+
+
+def test_a_call_that_only_stdout_tells_does_not_hide_one_that_only_the_reading_tells() -> None:
+    """SIGINT leaves the first run's last call in its cost-state alone, SIGKILL the second run's on stdout alone: both count."""
+    interrupted = [prompt(1), answer(2, 5), state(30, 6, 1)]
+    printed = answer(6, 1) | {"session_id": "s", "request_id": "req_6", "parent_tool_use_id": None}
+    assert spent(*interrupted, prompt(4), answer(5, 100), printed=(printed,)) == (30 + 10 + 10, 6 + 100 + 1)
