@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,28 @@ def test_a_signal_shortens_the_wait_for_the_ledger(wrapper: Wrapper) -> None:
     """Whoever asks us to go need not wait 10 s; the exit code is the child's all the same."""
     run = wrapper.start(CLAUDE, env=case("json-single", FAKE_INGEST="slow", FAKE_EXIT="6"))
     assert run.stdout is not None
-    run.stdout.read()
+    run.stdout.read((CASES / "json-single" / "stdout").stat().st_size)
+    time.sleep(1)  # the child ends
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=8) == 6
     run.communicate()
     assert len(wrapper.pending()) == 1
+
+
+@pytest.mark.alone
+def test_a_signal_that_we_found_ignored_does_not_shorten_the_wait_for_the_ledger(wrapper: Wrapper) -> None:
+    """nohup: nobody asks us to go, so the run is committed in the end."""
+    slow = case("json-single", FAKE_INGEST="slow", FAKE_EXIT="6")
+    run = wrapper.start(CLAUDE, env=slow, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert run.stdout is not None
+    run.stdout.read((CASES / "json-single" / "stdout").stat().st_size)
+    time.sleep(1)  # the child ends
+    run.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=3)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=3) == 6
+    run.communicate()
 
 
 @pytest.mark.parametrize("broken", ["config", "directory", "no space"])

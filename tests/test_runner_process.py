@@ -120,6 +120,29 @@ def test_a_signal_to_us_reaches_the_child_once(wrapper: Wrapper, name: str) -> N
     assert run.returncode == 0
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
+def test_a_signal_that_we_found_ignored_reaches_a_child_that_listens(wrapper: Wrapper, name: str) -> None:
+    """``spendmeter run ... &`` in a script finds SIGINT ignored; a child that sets a handler of its own hears it as it would bare."""
+    number = signal.Signals[f"SIG{name}"]
+    run = wrapper.start(*python(COUNTER, str(int(number))), preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"ready\n"
+    run.send_signal(number)
+    assert run.communicate(timeout=60)[0] == b"[%d]\n" % number
+    assert run.returncode == 0
+
+
+def test_a_signal_that_we_found_ignored_ends_neither_a_deaf_child_nor_us(wrapper: Wrapper) -> None:
+    """``nohup spendmeter run``: a child without a handler goes on ignoring SIGHUP, and so do we."""
+    run = wrapper.start("sh", "-c", "echo ready; sleep 1; echo done", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"ready\n"
+    run.send_signal(signal.SIGHUP)
+    assert run.communicate(timeout=60)[0] == b"done\n"
+    assert run.returncode == 0
+    assert wrapper.only()["exit_code"] == 0
+
+
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT"])
 def test_an_ending_signal_reaches_the_whole_group(wrapper: Wrapper, name: str) -> None:
     """npm launchers leave the real child alive: it gets the signal too."""

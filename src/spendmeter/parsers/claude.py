@@ -69,6 +69,7 @@ class FileReader:
         self._last_ms: int | None = None  # latest time seen
         self._request_ms: dict[str, int] = {}
         self._segment_ms: int | None = None
+        self._prompt_ms: int | None = None  # the last prompt
         self._closed = False  # the last thing was a cost-state, the next prompt opens a segment
         self._told: set[tuple[str, str]] = set()
         self._words: tuple[Any, ...] = ()  # what the last row told of its call, and its usage
@@ -111,6 +112,7 @@ class FileReader:
             self.out.append(Moment(NAME, session, "own", at))
         if kind == "queue-operation" and r.get("operation") == "enqueue":
             self.out.append(Moment(NAME, session, "prompt", at))
+            self._prompt_ms = at
             if self._closed:
                 self._segment_ms, self._closed = at, False
 
@@ -118,6 +120,7 @@ class FileReader:
         message = mapping(r.get("message"))
         raw = message.get("usage")
         if message.get("model") == SYNTHETIC or raw is None:
+            self._restored(r, at)
             return
         words = (session, at is None, message.get("id"), message.get("model"), *map(r.get, _OF_CALL))  # 2 and 4 are the call's ids
         if words == self._words and (words[2] or words[4]) and not self._earlier(at):  # the call's next content block
@@ -147,6 +150,14 @@ class FileReader:
             if mapping(step).get("type") == "advisor_message" and (part := usage_of(step)):  # of another model, in no total of the row
                 model, own = text(step.get("model")), f"i:{i}:{cid}"
                 self.out.append(Call(NAME, own, owner, part, model, model, at, "file", "main", agent, copied, traits(step), role))
+
+    def _restored(self, r: dict[str, Any], at: int | None) -> None:
+        """A process that takes up an unanswered conversation notes so, as of before its first prompt: the run before was killed.
+
+        That left no cost-state, so the next one is of the process that begins here.
+        """
+        if at is not None and self._prompt_ms is not None and at < self._prompt_ms and r.get("isApiErrorMessage") is False:
+            self._segment_ms = self._prompt_ms
 
     def _grown(self, raw: dict[str, Any]) -> bool:
         """Joins what another row tells of the last call into it; False where that is more than its usage."""

@@ -47,6 +47,7 @@ class Row(TypedDict, total=False):
     agentId: Any
     attributionAgent: Any
     costUSD: Any
+    isApiErrorMessage: Any
     operation: Any
     startTime: Any
     totalDuration: Any

@@ -229,7 +229,7 @@ class Rule:
         ]
         half = len(views) // 2
         lines = [running(v, points) for v in views]
-        for view in self._call_views([c for c in dated if c.role == "main" and c.views != {"stdout"}]):
+        for view in self._call_views([c for c in dated if c.role == "main" and self._has_segment(c)]):
             lines.insert(half, self._segments_along(name, view, levels, points))
             half += 1
         out = []
@@ -339,13 +339,17 @@ class Rule:
         """Segments add up; in each, the larger of its calls and of what its reading rose by."""
         seen: dict[int, Usage] = defaultdict(lambda: NOTHING)
         for c in calls:
-            if c.views != {"stdout"} and (i := self.segment_at(c.at_ms)) is not None:
+            if self._has_segment(c) and (i := self.segment_at(c.at_ms)) is not None:
                 seen[i] = seen[i].plus(c.usage)
         before: dict[str, Usage] = {}
         read, out = self._read(levels), seen[-1]
         for i in range(len(self.segments)):
             out = out.plus(seen[i].join(self._rise(name, i, read, before, keep=True)))
         return out
+
+    def _has_segment(self, c: CallFact) -> bool:
+        """Whether a dated call is one of its segment's: a printed one too, where its id would join it to its transcript row."""
+        return c.views != {"stdout"} or self.facts.cli == "claude"
 
     @staticmethod
     def peak(levels: Iterable[Level]) -> Usage:

@@ -39,7 +39,7 @@ class Relay(threading.Thread):
             if number == signal.SIGCHLD:
                 self._reap()
             elif self.status is not None:
-                self.hurried = self.hurried or number in ENDING
+                self.hurried = self.hurried or number in ENDING - self._mask.ignored
                 self._notify()
             else:
                 self._pass_on(number, from_kernel)
