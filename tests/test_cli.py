@@ -126,6 +126,25 @@ def test_bad_usage_is_exit_code_2(args: list[str]) -> None:
     assert result.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["reprot"], 'there is no command "reprot"; did you mean "report"?'),
+        (["budget", "chekc"], 'there is no command "chekc"; did you mean "check"?'),
+        (["zzz"], 'there is no command "zzz"'),
+        (["ingest", "--cli", "cluade", "x"], 'codex, gemini, qwen, opencode, copilot; did you mean "claude"?'),
+        (
+            ["token", "create", "ci", "--scope", "read", "--expires", "90x"],
+            "write a length such as 90d or 12h, or a date such as 2030-01-31",
+        ),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_with_what_was_meant(args: list[str], said: str) -> None:
+    """A command, a name of a CLI, a time that is yet to come."""
+    result = call(*args)
+    assert (result.exit_code, result.stderr.splitlines()[-1].endswith(said)) == (2, True), result.stderr
+
+
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["last", "agent", "7d", "2026-11-01", "-", "--"])
 
 

@@ -115,3 +115,47 @@ def test_a_terminal_gets_a_table(filled: None) -> None:
     piped = process("report", "--by", "agent").stdout
     assert "─" not in piped
     assert "\x1b" not in piped
+
+
+# -- standard streams --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args", [["report"], ["report", "--json"], ["parse", str(SINGLE / "stdout")], ["--help"], ["report", "--help"], ["--version"]]
+)
+def test_standard_output_without_room_is_one_line(filled: None, args: list[str]) -> None:
+    """On a full disk a command ends with 1 and says so, without a traceback."""
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run([PROGRAM, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    said = "spendmeter: standard output cannot be written (No space left on device); free some space, or send it somewhere else\n"
+    assert (child.returncode, child.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("ingest - <&-", "spendmeter: stdin: holds no usage that we know\n"), ("parse - <&-", ""), ("report >&-", ""),
+        ("report --json >&-", ""), ("report <&- >&- 2>&-", ""), ("statusline <&-", ""),
+    ],
+)  # fmt: skip
+def test_a_closed_stream_is_empty_or_goes_nowhere(filled: None, line: str, said: str) -> None:
+    """As cron and some daemons start their children."""
+    child = subprocess.run(["sh", "-c", f'exec "$0" {line}', PROGRAM], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (child.returncode, child.stderr) == (0, said)
+
+
+@pytest.mark.parametrize("module", ["spendmeter.runner.args", "spendmeter.cli", "click"])
+def test_ctrl_c_while_modules_load_is_130_without_a_traceback(module: str) -> None:
+    """A module that takes long is what a signal meets at the start; here it comes exactly there."""
+    code = (
+        "import os, signal, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "sys.argv = ['spendmeter', 'report']\n"
+        "from spendmeter.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (child.returncode, child.stdout, child.stderr) == (130, "", "")

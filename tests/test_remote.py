@@ -252,3 +252,10 @@ def test_one_run_has_one_place_to_go() -> None:
 def test_send_needs_an_address(words: tuple[str, ...], code: int) -> None:
     """Without one, or with one that is none, its use is wrong; with nothing to send it is done."""
     assert CliRunner().invoke(main, ["send", *words]).exit_code == code
+
+
+def test_send_without_an_address_names_flag_and_variable() -> None:
+    """Either of them says where the runs go."""
+    said = CliRunner().invoke(main, ["send"]).stderr
+    assert "'--remote'" in said
+    assert "SPENDMETER_REMOTE" in said

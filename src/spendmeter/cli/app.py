@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class App:
@@ -111,6 +114,14 @@ def bad(hint: str, read: Callable[[], T]) -> T:
         raise click.BadParameter(str(e), param_hint=hint) from None
 
 
+def _meant(given: str, known: Sequence[str]) -> str:
+    """The end of a message on *given*, which is none of *known*: the nearest of them, if one is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, known, 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
 class TextType(click.ParamType[str]):
     """Any text, clean."""
 
@@ -144,7 +155,7 @@ class CliType(click.ParamType[str]):
         from spendmeter.parsers import names
 
         if value not in names():
-            self.fail(f'"{text(value)}" is not one of {", ".join(names())}', param, ctx)
+            self.fail(f'"{text(value)}" is not one of {", ".join(names())}{_meant(value, names())}', param, ctx)
         return value
 
 
@@ -199,11 +210,29 @@ class LazyGroup(click.Group):
                 command.params.append(click.Option([f"--{flag}"], callback=take_global, expose_value=False, hidden=True))
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; a name that is none of ours is told with the nearest one."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(f'there is no command "{text(args[0])}"{_meant(args[0], known)}')
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands by section, without loading any."""
         for title, commands in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl(list(commands.items()))
+
+    def main(self, *args: Any, **rest: Any) -> Any:
+        """As click's, help included; standard output that cannot be written is one line and exit code 1."""
+        try:
+            return super().main(*args, **rest)
+        except OSError as e:
+            if e.errno not in NO_ROOM or e.filename is not None:
+                raise
+            _give_up_output()
+            say(f"standard output cannot be written ({e.strerror}); free some space, or send it somewhere else")
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what spendmeter raises becomes one line on standard error and exit code 1."""
@@ -218,3 +247,11 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _give_up_output() -> None:
+    """What is still buffered goes nowhere: the interpreter's own flush at the end would fail once more, with a traceback."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -11,9 +11,7 @@ from spendmeter.runner.args import UsageError, daemon_url
 
 
 @click.command("send")
-@click.option(
-    "--remote", metavar="URL", envvar="SPENDMETER_REMOTE", required=True, help="The daemon that they are for (SPENDMETER_REMOTE)."
-)
+@click.option("--remote", metavar="URL", envvar="SPENDMETER_REMOTE", show_envvar=True, required=True, help="The daemon that they are for.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, remote: str, as_json: bool) -> None:

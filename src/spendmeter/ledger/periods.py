@@ -66,7 +66,10 @@ def until_ms(text: str, now_ms: int) -> int:
         LedgerError: *text* is none of these, or not after *now_ms*.
     """
     length_ms = _length_ms(text.strip())
-    at_ms = when_ms(text, now_ms=now_ms) if length_ms is None else now_ms + length_ms
+    try:
+        at_ms = when_ms(text, now_ms=now_ms) if length_ms is None else now_ms + length_ms
+    except LedgerError:
+        raise LedgerError(f'"{text}" is not understood; write a length such as 90d or 12h, or a date such as 2030-01-31') from None
     if not now_ms < at_ms < _END_MS:
         raise LedgerError(f'"{text}" is not between now and the year 10000; write a length such as 90d, or a date that is yet to come')
     return at_ms
