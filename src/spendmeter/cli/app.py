@@ -213,7 +213,7 @@ class LazyGroup(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's; a name that is none of ours is told with the nearest one."""
         known = self.list_commands(ctx)
-        if args[0] not in known and not args[0].startswith("-"):
+        if args[0] not in known and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f'there is no command "{text(args[0])}"{_meant(args[0], known)}')
         return super().resolve_command(ctx, args)
 
